@@ -1,0 +1,83 @@
+# `make demo` and `make test` are all a fresh machine needs: python3 (3.10 or newer, with venv), make, cc.
+
+PYTHON ?= python3
+# More arguments for pip, for example an index with CPU builds of torch (see README.md).
+PIP_ARGS ?=
+# A folder with more corpora for `make demo`.
+DATA ?=
+# More arguments for pytest, and for `make bench-NAME`.
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TYPING := build/typing
+MAPPED := train export firmware_bridge
+
+# One thread a process: the suite runs one process a core.
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint format typecheck check bench-latency wheel clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install everything, once
+
+# The build backend goes in first and the project is built without isolation: so every package,
+# the backend too, comes from constraints.txt, and nothing resolves torch unpinned.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "expected Python 3.10 or newer, got $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "python3 has no venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing into $(VENV) (1.4 GB, a minute or two)"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt setuptools
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: setup  ## train, quantise, export and run a small digit recogniser into build/demo (DATA=folder)
+	$(BIN)/edge-imputer demo --out build/demo $(if $(DATA),--data '$(DATA)')
+
+test: setup  ## the test suite, without the slow checks (PYTEST_ARGS=...)
+	$(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-slow: setup  ## the slow checks only
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: setup  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## ruff: mend what it can, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy knows no package-dir mapping: lay the packages out under their installed names.
+typecheck: setup  ## mypy --strict under the installed package names
+	@rm -rf $(TYPING) && mkdir -p $(TYPING)/edge_imputer
+	@for path in edge_imputer/*.py edge_imputer/py.typed edge_imputer/[a-z]*/ $(MAPPED); do \
+	  ln -s "../../../$${path%/}" $(TYPING)/edge_imputer/ || exit 1; done
+	cd $(TYPING) && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+	  --cache-dir ../../.mypy_cache -p edge_imputer
+
+check: lint typecheck test  ## everything CI runs
+
+bench-latency: setup  ## milliseconds a chunk, by backend and number of steps (BENCH_ARGS=...)
+	$(BIN)/edge-imputer bench latency $(BENCH_ARGS)
+
+bench-%: setup  ## any other benchmark of `edge-imputer bench`
+	$(BIN)/edge-imputer bench $* $(BENCH_ARGS)
+
+# From a clean build folder: setuptools would ship files that were removed since the last build.
+wheel: setup  ## the wheel, into dist/
+	@rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(MAPPED) edge_imputer tests docs -name __pycache__ -prune -exec rm -rf {} +

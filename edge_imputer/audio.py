@@ -1,0 +1,276 @@
+"""Audio in: files and arrays become mono float32 waveforms in [-1, 1], or a clear error.
+
+Nothing is changed silently: no channel is picked, no rate is converted unless asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import AudioFormatError, AudioNotFoundError, SampleRateError
+
+# soundfile and soxr are imported where they are used: a stream of arrays needs neither.
+
+Float32 = npt.NDArray[np.float32]
+
+CLIP_LEVEL = 32_767 / 32_768  # the largest int16, as float
+CLIP_RUN = 3  # consecutive samples at full scale that count as clipping
+MAX_PEAK = 8.0  # float samples beyond this are integers somebody forgot to scale
+
+_INT16_SCALE = np.float32(1 / 32_768)
+_READ_BLOCK = 1 << 20  # samples
+_WAV_SIZE_UNKNOWN = 0x7FFF_0000  # writers to a pipe put a size at or above this
+
+
+class ClippingWarning(UserWarning):
+    """The recording is clipped: runs of samples at full scale."""
+
+
+class ClippingDetector:
+    """Warns once a stream when `CLIP_RUN` consecutive samples are at full scale.
+
+    A run may cross the border between two pushes.
+    """
+
+    def __init__(self) -> None:
+        self._run = 0  # full-scale samples at the end of what was seen
+        self._warned = False
+
+    def push(self, waveform: Float32) -> None:
+        """Look at the next samples of the stream, float32 (n,)."""
+        if self._warned or not waveform.size:
+            return
+        if max(waveform.max(), -waveform.min()) < CLIP_LEVEL:
+            self._run = 0
+            return
+        quiet = np.flatnonzero(np.abs(waveform) < CLIP_LEVEL)
+        # Positions of quiet samples, with the run carried in before and the end after them.
+        edges = np.concatenate([[-1 - self._run], quiet, [waveform.size]])
+        self._run = int(edges[-1] - edges[-2]) - 1
+        if np.diff(edges).max() > CLIP_RUN:
+            self._warned = True
+            warnings.warn(
+                f"the audio is clipped ({CLIP_RUN} or more consecutive samples at full scale); "
+                "recognition suffers. Lower the recording gain",
+                ClippingWarning,
+                stacklevel=3,
+            )
+
+
+def check_pcm(pcm: npt.NDArray[Any], *, sample_rate: int, expected_rate: int) -> Float32:
+    """Check samples from a microphone or a decoder and return them as float32.
+
+    Parameters
+    ----------
+    pcm : int16 or float32, (n,)
+        int16 is scaled by 1/32768; n may be 0. Clipping is `ClippingDetector`'s to notice.
+    sample_rate : int
+        Rate of `pcm`, in Hz.
+    expected_rate : int
+        Rate the model was trained for.
+
+    Returns
+    -------
+    waveform : float32, (n,)
+
+    Raises
+    ------
+    SampleRateError, AudioFormatError
+    """
+    if sample_rate != expected_rate:
+        raise SampleRateError(
+            f"expected audio at {expected_rate} Hz, got {sample_rate} Hz; open the microphone at "
+            f"{expected_rate} Hz, or convert with edge_imputer.audio.resample(waveform, "
+            f"from_rate={sample_rate}, to_rate={expected_rate})"
+        )
+    if not isinstance(pcm, np.ndarray):
+        raise AudioFormatError(
+            f"expected a numpy array of int16 or float32, got {type(pcm).__name__}; "
+            "for bytes use np.frombuffer(data, dtype=np.int16)"
+        )
+    if pcm.ndim != 1:
+        raise AudioFormatError(
+            f"expected mono samples of shape (n,), got shape {pcm.shape}; "
+            "pass one channel, for example pcm[:, 0]"
+        )
+    if pcm.dtype == np.int16:
+        scaled: Float32 = pcm * _INT16_SCALE
+        return scaled
+    if pcm.dtype != np.float32:
+        raise AudioFormatError(
+            f"expected int16 or float32 samples, got {pcm.dtype}; "
+            "convert samples in [-1, 1] with pcm.astype(np.float32)"
+        )
+    _check_range(pcm, source="samples")
+    return pcm
+
+
+def _check_range(waveform: Float32, *, source: str) -> None:
+    """Refuse NaN, infinity and samples that were never scaled to [-1, 1]."""
+    if not waveform.size:
+        return
+    peak = max(float(waveform.max()), -float(waveform.min()))  # NaN and inf survive max and min
+    if not np.isfinite(peak):
+        where = int(np.flatnonzero(~np.isfinite(waveform))[0])
+        raise AudioFormatError(
+            f"{source}: expected finite samples, got {waveform[where]} at sample {where}; "
+            "look for a failing driver or a division by zero before this call"
+        )
+    if peak > MAX_PEAK:
+        raise AudioFormatError(
+            f"{source}: expected float samples in [-1, 1], got a peak of {peak:g}; "
+            "divide int16 values by 32768, or pass them as int16"
+        )
+
+
+def read_audio(path: str | os.PathLike[str]) -> tuple[Float32, int]:
+    """Read a mono wav, flac or ogg file whole.
+
+    Returns
+    -------
+    waveform : float32, (n,), n >= 1
+    sample_rate : int
+
+    Raises
+    ------
+    AudioNotFoundError
+        There is no such file.
+    AudioFormatError
+        Empty, unreadable, truncated, not mono, or with samples that are not finite.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise AudioNotFoundError(f"expected an audio file, found none at {file}; check the path")
+    if not file.is_file():
+        raise AudioFormatError(f"{file}: expected an audio file, got a folder; name one file")
+    if file.stat().st_size == 0:
+        raise AudioFormatError(
+            f"{file}: expected audio, got an empty file; record or copy it again"
+        )
+    _check_wav_length(file)
+    waveform, sample_rate = _decode(file)
+    _check_range(waveform, source=str(file))
+    return waveform, sample_rate
+
+
+def _decode(file: Path) -> tuple[Float32, int]:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(file) as source:
+            if source.channels != 1:
+                raise AudioFormatError(
+                    f"{file}: expected one channel, got {source.channels}; "
+                    f"make it mono, for example: ffmpeg -i {file.name} -ac 1 mono.wav"
+                )
+            promised = source.frames
+            blocks = []  # block by block: a header may promise more than memory holds
+            while (block := source.read(_READ_BLOCK, dtype="float32")).size:
+                blocks.append(block)
+            sample_rate = int(source.samplerate)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw
+        raise AudioFormatError(
+            f"{file}: expected a wav, flac or ogg file, could not decode it ({error}); "
+            "it may be cut short or of another format. Copy or convert it again"
+        ) from error
+    if not blocks:
+        raise AudioFormatError(
+            f"{file}: expected audio, got a file with no samples; record or copy it again"
+        )
+    waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    # Formats whose header does not know the length promise a huge count.
+    if promised < 1 << 40 and waveform.size < promised:
+        raise _truncated(file, f"{promised} samples", f"{waveform.size}")
+    return waveform, sample_rate
+
+
+def _check_wav_length(file: Path) -> None:
+    """Refuse a wav file whose data chunk is longer than the file.
+
+    libsndfile shortens its frame count to what is there, so the header has to be read here.
+    """
+    with file.open("rb") as source:
+        riff = source.read(12)
+        if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
+            return
+        while len(header := source.read(8)) == 8:
+            name, size = struct.unpack("<4sI", header)
+            if name == b"data":
+                present = file.stat().st_size - source.tell()
+                if present < size < _WAV_SIZE_UNKNOWN:
+                    raise _truncated(file, f"{size} bytes of samples", f"{present}")
+                return
+            source.seek(size + size % 2, os.SEEK_CUR)
+
+
+def _truncated(file: Path, promised: str, found: str) -> AudioFormatError:
+    return AudioFormatError(
+        f"{file}: the header promises {promised}, got {found}: the file is truncated; "
+        "record or copy it again"
+    )
+
+
+def load_audio(
+    path: str | os.PathLike[str], *, sample_rate: int, resample: bool = False
+) -> Float32:
+    """Read a mono file at a given rate.
+
+    Parameters
+    ----------
+    path : path of a wav, flac or ogg file
+    sample_rate : int
+        Rate wanted, in Hz.
+    resample : bool
+        Convert a file of another rate (soxr, high quality). Without it such a file is refused.
+
+    Returns
+    -------
+    waveform : float32, (n,), n >= 1
+
+    Raises
+    ------
+    AudioNotFoundError, AudioFormatError, SampleRateError
+    """
+    waveform, rate = read_audio(path)
+    if rate != sample_rate:
+        if not resample:
+            raise SampleRateError(
+                f"{path}: expected {sample_rate} Hz, got {rate} Hz; "
+                "pass resample=True to convert it"
+            )
+        waveform = _soxr(waveform, rate, sample_rate)
+    ClippingDetector().push(waveform)
+    return waveform
+
+
+def resample(waveform: Float32, *, from_rate: int, to_rate: int) -> Float32:
+    """Convert the sample rate of a whole waveform (soxr, high quality).
+
+    Parameters
+    ----------
+    waveform : float32, (n,)
+    from_rate, to_rate : int
+        In Hz.
+
+    Returns
+    -------
+    waveform : float32, about ``n * to_rate / from_rate`` samples
+    """
+    if from_rate < 1 or to_rate < 1:
+        raise SampleRateError(f"expected positive sample rates in Hz, got {from_rate}, {to_rate}")
+    checked = check_pcm(waveform, sample_rate=from_rate, expected_rate=from_rate)
+    return checked if from_rate == to_rate else _soxr(checked, from_rate, to_rate)
+
+
+def _soxr(waveform: Float32, from_rate: int, to_rate: int) -> Float32:
+    import soxr
+
+    converted: Float32 = soxr.resample(waveform, from_rate, to_rate, quality="HQ")
+    return converted

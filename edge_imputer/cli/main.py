@@ -1,0 +1,290 @@
+"""``edge-imputer``: train, export, transcribe, spot, bench, info, demo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import EdgeImputerError, SpecError
+
+app = typer.Typer(
+    name="edge-imputer",
+    help="Keyword spotting and small speech recognition for small devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+class BackendName(str, Enum):
+    """Runtimes a bundle can run on."""
+
+    onnx = "onnx"
+    onnx_float = "onnx-float"
+    litert = "litert"
+    native = "native"
+
+
+BundlePath = Annotated[Path, typer.Argument(help="Bundle folder, written by `export`.")]
+AudioPaths = Annotated[list[Path], typer.Argument(help="Audio files: wav, flac or ogg, mono.")]
+BackendOption = Annotated[BackendName, typer.Option("--backend", "-b", help="Runtime.")]
+StepsOption = Annotated[
+    int | None,
+    typer.Option("--steps", "-k", min=1, help="Passes of the head a chunk; the bundle's if unset."),
+]
+ScheduleOption = Annotated[
+    str | None,
+    typer.Option(help="Frames committed a block, pass by pass, such as 5,1,1,1 (not with -k)."),
+]
+ResampleOption = Annotated[
+    bool, typer.Option("--resample", help="Resample files whose rate is not the model's.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"edge-imputer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
+    )
+
+
+@app.command()
+def info(bundle: BundlePath, as_json: JsonOption = False) -> None:
+    """Show what a bundle holds: spec, sizes, operations, memory, what was measured.
+
+    Example: `edge-imputer info build/demo/bundle`
+    """
+    from ..bundle import Bundle
+    from .show import bundle_summary
+
+    loaded = Bundle.load(bundle)
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(loaded.manifest).decode())
+    else:
+        bundle_summary(loaded)
+
+
+@app.command()
+def transcribe(
+    bundle: BundlePath,
+    audio: AudioPaths,
+    backend: BackendOption = BackendName.onnx,
+    steps: StepsOption = None,
+    schedule: ScheduleOption = None,
+    resample: ResampleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write down what is said in audio files.
+
+    Examples:
+
+    `edge-imputer transcribe build/demo/bundle clip.wav`
+
+    `edge-imputer transcribe bundle *.flac --backend native --steps 4 --json`
+    """
+    from ..recognizer import Recognizer
+
+    recognizer = Recognizer(
+        bundle, backend=backend.value, n_steps=steps, schedule=_schedule(schedule, steps)
+    )
+    for path in audio:
+        transcript = recognizer.transcribe(path, resample=resample)
+        if as_json:
+            _print_json({"audio": str(path), **transcript.to_dict()})
+        else:
+            print(f"{path}: {transcript.text}" if len(audio) > 1 else transcript.text)
+
+
+@app.command()
+def spot(
+    bundle: BundlePath,
+    audio: AudioPaths,
+    keyword: Annotated[
+        list[str], typer.Option("--keyword", "-w", help="Word or phrase to listen for; repeatable.")
+    ],
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Least confidence; the bundle's own if unset."),
+    ] = None,
+    backend: BackendOption = BackendName.onnx,
+    steps: StepsOption = None,
+    resample: ResampleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Listen for keywords in audio files; any word the model's letters can spell will do.
+
+    Example: `edge-imputer spot build/demo/bundle clip.wav --keyword seven --keyword two`
+    """
+    from ..spotter import KeywordSpotter
+
+    keywords = keyword if threshold is None else dict.fromkeys(keyword, threshold)
+    spotter = KeywordSpotter(bundle, keywords, backend=backend.value, n_steps=steps)
+    for path in audio:
+        for event in spotter.spot(path, resample=resample):
+            if as_json:
+                _print_json({"audio": str(path), **event.to_dict()})
+            else:
+                print(
+                    f"{path}: {event.start_s:7.2f} to {event.end_s:.2f} s  {event.text}  "
+                    f"confidence {event.confidence:.2f}"
+                )
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Corpus folder with manifest.jsonl; the shipped digits if unset."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("build/train"),
+    config: Annotated[Path | None, typer.Option(help="Recipe in TOML.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the recipe.")] = None,
+    hold_out: Annotated[
+        str | None, typer.Option(help="A speaker to leave out of training.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.ckpt.")] = False,
+) -> None:
+    """Train a model on a corpus folder.
+
+    Examples:
+
+    `edge-imputer train --out build/train`
+
+    `edge-imputer train --data my_corpus --config recipe.toml --resume`
+    """
+    from .steps import load_corpus, recipe, train_checkpoint
+
+    corpus = load_corpus(data, hold_out=hold_out)
+    checkpoint = train_checkpoint(
+        corpus, recipe(config, updates=updates, seed=seed), out, resume=resume
+    )
+    print(checkpoint)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by `train`.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("build/bundle"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Corpus whose training split calibrates; the shipped digits if unset."),
+    ] = None,
+    licence: Annotated[str, typer.Option(help="The model's licence, for its card.")] = "unstated",
+) -> None:
+    """Quantise a checkpoint and write every artefact: ONNX float and int8, TFLite int8, C99.
+
+    Example: `edge-imputer export build/train/last.ckpt --out build/bundle`
+    """
+    from .steps import export_checkpoint, load_corpus
+
+    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence)
+    print(bundle.path)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="latency or frontend.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle to time; untrained weights if unset.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json.")] = Path("build/bench"),
+) -> None:
+    """Time the runtimes side by side; the last line is one JSON object.
+
+    Example: `edge-imputer bench latency --bundle build/demo/bundle`
+    """
+    from .benches import run_bench
+
+    figures = run_bench(name, bundle)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    _print_json(figures)
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Corpus folder with manifest.jsonl; the shipped digits if unset."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything made.")] = Path("build/demo"),
+    hold_out: Annotated[
+        str | None, typer.Option(help="A speaker to leave out of training and to test on.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe in TOML.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the recipe.")] = None,
+) -> None:
+    """The whole way: train, quantise, export, run on three runtimes, report.
+
+    The last line printed is one JSON object of figures.
+
+    Examples:
+
+    `edge-imputer demo`
+
+    `edge-imputer demo --data my_corpus --hold-out alice --out build/alice`
+    """
+    from .demo import run_demo
+
+    figures = run_demo(data, out, hold_out=hold_out, config=config, updates=updates, seed=seed)
+    _print_json(figures)
+
+
+def _schedule(text: str | None, steps: int | None) -> tuple[int, ...] | None:
+    """Parse ``5,1,1,1``."""
+    if text is None:
+        return None
+    if steps is not None:
+        raise SpecError("expected --steps or --schedule, got both; leave one out")
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"expected --schedule such as 5,1,1,1, got {text!r}") from None
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def main(args: Iterable[str] | None = None) -> None:
+    """Entry point. An error of ours is one line on stderr and exit code 2."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        app(args=None if args is None else list(args))
+    except EdgeImputerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..bundle import Bundle, Interval
+from ..latency import Latency
+from ..specs import ModelSpec
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    drawn = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*map(str, row))
+    console.print(drawn)
+
+
+def percent(interval: Interval) -> str:
+    """``97.5 % (93.1 to 99.2, n 120)``."""
+    return (
+        f"{100 * interval.value:.1f} % "
+        f"({100 * interval.low:.1f} to {100 * interval.high:.1f}, n {interval.n})"
+    )
+
+
+def latency_table(latencies: Mapping[str, Latency], spec: ModelSpec) -> None:
+    """Microseconds by runtime, with ratios to the first."""
+    first = next(iter(latencies.values()))
+    table(
+        "Latency: median CPU microseconds, one thread, called from Python",
+        ["runtime", "encoder step", "head pass", "step (K passes)", "ratio", "real-time factor"],
+        [
+            (
+                name,
+                f"{lat.encoder_us:.1f}",
+                f"{lat.imputer_us:.1f}",
+                f"{lat.step_us:.1f} (K = {lat.n_steps})",
+                f"{lat.step_us / first.step_us:.2f}",
+                f"{lat.real_time_factor(spec):.4f}",
+            )
+            for name, lat in latencies.items()
+        ],
+    )
+
+
+def bundle_summary(bundle: Bundle) -> None:
+    """What a bundle holds."""
+    manifest = bundle.manifest
+    spec = manifest.spec
+    facts = [
+        ("name", manifest.name),
+        ("schema version", manifest.schema_version),
+        ("licence", manifest.licence),
+        ("trained on", f"{manifest.provenance.data}, {manifest.provenance.n_clips} clips"),
+        ("sample rate", f"{spec.features.sample_rate} Hz"),
+        ("encoder frame", f"{1000 * spec.frame_s:.0f} ms"),
+        ("chunk", f"{1000 * spec.frame_s * spec.head.chunk_size:.0f} ms"),
+        ("schedule", ", ".join(map(str, spec.head.schedule))),
+        ("characters", "".join(spec.tokens.characters)),
+        ("keyword threshold", manifest.keyword_threshold),
+    ]
+    table("Bundle", ["", "value"], facts)
+    table(
+        "Models",
+        ["model", "MACs a call", "weights, bytes", "arena, bytes", "state, bytes"],
+        [
+            (g.name, g.macs, g.weight_bytes, g.arena_bytes, _state_bytes(g.inputs, g.n_states))
+            for g in manifest.graphs
+        ],
+    )
+    metrics = manifest.metrics
+    measured = [
+        (name, percent(value))
+        for name, value in (
+            ("isolated clips, exact", metrics.digit_accuracy),
+            ("word error rate of sequences", metrics.wer),
+            ("keyword recall", metrics.keyword_recall),
+        )
+        if value is not None
+    ]
+    if metrics.keyword_fa_per_hour is not None:
+        hours = f"{metrics.negative_hours:.2f} h" if metrics.negative_hours else "no hours given"
+        measured.append(
+            ("keyword false alarms an hour", f"{metrics.keyword_fa_per_hour:.2f} in {hours}")
+        )
+    table(f"Measured on {metrics.data or 'nothing yet'}", ["", "value"], measured)
+    table(
+        "Files",
+        ["file", "bytes"],
+        [(name, record.bytes) for name, record in manifest.files.items()],
+    )
+
+
+def _state_bytes(inputs: Sequence[object], n_states: int) -> int:
+    total = 0
+    for tensor in inputs[len(inputs) - n_states :]:
+        size = 1
+        for n in tensor.shape:  # type: ignore[attr-defined]
+            size *= n
+        total += size
+    return total

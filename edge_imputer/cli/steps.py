@@ -1,0 +1,134 @@
+"""What several commands do: find a corpus, read a recipe, train, export."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..bundle import Bundle, Provenance
+from ..errors import DataError, require
+from ..specs import FeatureSpec
+
+if TYPE_CHECKING:
+    from edge_imputer.train.config import TrainConfig
+    from edge_imputer.train.corpus import Clip, ClipRecord, Split
+
+DATA_VARIABLE = "EDGE_IMPUTER_DATA"
+SHIPPED = "shipped digits"
+N_CALIBRATION = 96
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus folder and the records in use."""
+
+    folder: Path
+    name: str
+    records: list[ClipRecord]
+
+    def clips(self, split: Split) -> list[Clip]:
+        """Load one split."""
+        from edge_imputer.train.corpus import load_clips
+
+        return load_clips(self.folder, self.records, split, sample_rate=FeatureSpec().sample_rate)
+
+
+def load_corpus(data: Path | None, *, hold_out: str | None = None) -> Corpus:
+    """The corpus at `data`, or the shipped digits.
+
+    A relative path that does not exist is looked up below ``$EDGE_IMPUTER_DATA``.
+    """
+    require("torch", extra="train")
+    from edge_imputer.train import corpus
+
+    folder = _corpus_folder(data)
+    records = corpus.read_manifest(folder)
+    name = SHIPPED if data is None else folder.resolve().name
+    if hold_out is not None:
+        records = corpus.hold_out(records, hold_out)
+        name += f", {hold_out} held out"
+    return Corpus(folder, name, records)
+
+
+def _corpus_folder(data: Path | None) -> Path:
+    if data is None:
+        from edge_imputer import train
+
+        return Path(train.__file__).parent / "digits"
+    root = os.environ.get(DATA_VARIABLE)
+    if not data.exists() and not data.is_absolute() and root:
+        return Path(root) / data
+    return data
+
+
+def recipe(path: Path | None, *, updates: int | None, seed: int | None) -> TrainConfig:
+    """The recipe at `path`, or the default one, with what the command line overrides."""
+    from edge_imputer.train.config import TrainConfig, read_config
+
+    config = read_config(path) if path else TrainConfig()
+    changes = {"updates": updates, "seed": seed}
+    return msgspec.structs.replace(config, **{k: v for k, v in changes.items() if v is not None})
+
+
+def train_checkpoint(
+    corpus: Corpus, config: TrainConfig, out: Path, *, resume: bool = False
+) -> Path:
+    """Train on a corpus' train split, look at its valid split, return the checkpoint's path."""
+    require("lightning", extra="train")
+    from edge_imputer.train.trainer import train
+
+    try:
+        valid = corpus.clips("valid")
+    except DataError:
+        valid = []  # a corpus may have none; then nothing is validated on
+    return train(corpus.clips("train"), valid, config, out, data_name=corpus.name, resume=resume)
+
+
+def export_checkpoint(
+    checkpoint: Path, corpus: Corpus, out: Path, *, licence: str = "unstated"
+) -> Bundle:
+    """Quantise on a corpus' train split and write every artefact.
+
+    `licence` is that of the model, which the training data decides: only its owner can state it.
+    """
+    require("onnx", extra="export")
+    require("flatbuffers", extra="export")
+    require("lightning", extra="train")
+    from edge_imputer.export.bundle import export_bundle
+    from edge_imputer.firmware_bridge.emit import write_native
+    from edge_imputer.train.checkpoint import load_checkpoint
+    from edge_imputer.train.corpus import joined_sequences
+
+    from .. import __version__
+
+    loaded = load_checkpoint(checkpoint)
+    clips = joined_sequences(
+        corpus.clips("train"),
+        N_CALIBRATION,
+        sample_rate=loaded.spec.features.sample_rate,
+        seed=loaded.config.seed,
+        length=(1, 4),
+    )
+    provenance = Provenance(
+        data=loaded.origin.data,
+        n_clips=loaded.origin.n_clips,
+        seed=loaded.config.seed,
+        updates=loaded.updates,
+        checkpoint_sha256=loaded.sha256,
+        created_by=f"edge-imputer {__version__}",
+    )
+    return export_bundle(
+        out,
+        encoder=loaded.encoder,
+        head=loaded.head,
+        spec=loaded.spec,
+        provenance=provenance,
+        calibration=[clip.waveform for clip in clips],
+        name=out.resolve().name,
+        licence=licence,
+        emitters=[write_native],
+    )

@@ -1,0 +1,178 @@
+"""Keyword spotting, in a stream or a file.
+
+>>> spotter = KeywordSpotter("bundle", ["seven", "two"])  # doctest: +SKIP
+>>> for pcm in microphone:  # doctest: +SKIP
+...     for event in spotter.push(pcm, sample_rate=16_000):
+...         print(event.text, event.confidence)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from .backends import Backend
+from .bundle import Bundle
+from .errors import SpecError
+from .events import Keyword
+from .imputation import ImputedChunk
+from .keywords import KeywordDetector, KeywordHit, KeywordScorer, check_keywords
+from .pipeline import HasSpec, Model, StreamingDecoder, load_waveform, open_model
+from .specs import ModelSpec
+
+REFRACTORY_S = 0.3  # faster than anybody says a word twice
+SILENCE_S = 0.24
+
+
+class KeywordSpotter:
+    """Listens for keywords given as text, see `edge_imputer.keywords` for how they are scored.
+
+    Parameters
+    ----------
+    model : Bundle, its path, or anything with ``.spec``
+    keywords : sequence of str, or mapping of str to threshold
+        Words or phrases; without thresholds the bundle's own is taken.
+    backend : {"onnx", "onnx-float", "litert", "native"} or a loaded Backend
+    n_steps, schedule
+        Passes of the head a chunk, or frames committed in each; the model's own if both are None.
+    refractory_s : float
+        Least time between the ends of two events of one keyword.
+    word_boundaries : bool, optional
+        Whole words only. True where the token set has a space, if not given.
+
+    Raises
+    ------
+    SpecError
+        No threshold is given and the bundle has none, or a keyword is empty or repeated.
+    TokenError
+        A keyword has a character that the model does not know.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        keywords: Sequence[str] | Mapping[str, float],
+        *,
+        backend: str | Backend = "onnx",
+        n_steps: int | None = None,
+        schedule: Sequence[int] | None = None,
+        refractory_s: float = REFRACTORY_S,
+        word_boundaries: bool | None = None,
+    ) -> None:
+        described, loaded = open_model(model, backend)
+        self._decoder = StreamingDecoder(
+            described, backend=loaded, n_steps=n_steps, schedule=schedule
+        )
+        self._thresholds = _thresholds(described, keywords)
+        self._refractory_frames = round(refractory_s / self.spec.frame_s)
+        self._word_boundaries = word_boundaries
+        self._detector = self._new_detector()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's specification."""
+        return self._decoder.spec
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The keywords and the least confidence at which each fires."""
+        return dict(self._thresholds)
+
+    def push(self, pcm: npt.NDArray[Any], *, sample_rate: int) -> list[Keyword]:
+        """Take the next samples, int16 or float32 (n,), any number of them.
+
+        Returns
+        -------
+        events : one an occurrence, once the word boundary after it was heard
+
+        Raises
+        ------
+        SampleRateError, AudioFormatError
+        """
+        chunks = self._decoder.push(pcm, sample_rate=sample_rate)
+        return self._events(_push_all(self._detector, chunks))
+
+    def flush(self) -> list[Keyword]:
+        """End the stream: the events its end completes. Starts afresh."""
+        hits = _push_all(self._detector, self._decoder.flush())
+        return self._events([*hits, *self._detector.finish()])
+
+    def reset(self) -> None:
+        """Forget the stream so far."""
+        self._decoder.reset()
+        self._detector.reset()
+
+    def spot(
+        self,
+        audio: str | os.PathLike[str] | npt.NDArray[Any],
+        *,
+        sample_rate: int | None = None,
+        resample: bool = False,
+    ) -> list[Keyword]:
+        """All keywords in a whole recording. A stream that is under way here is not disturbed.
+
+        Parameters
+        ----------
+        audio : path of a mono wav, flac or ogg file, or int16 or float32 (n,)
+        sample_rate : int, optional
+            Rate of an array, in Hz.
+        resample : bool
+            Convert audio of another rate; without it such audio is refused.
+
+        Raises
+        ------
+        AudioNotFoundError, AudioFormatError, SampleRateError
+        """
+        waveform = load_waveform(
+            audio,
+            sample_rate=sample_rate,
+            expected_rate=self.spec.features.sample_rate,
+            resample_to_expected=resample,
+        )
+        decoder = StreamingDecoder(
+            self, backend=self._decoder.backend, schedule=self._decoder.schedule
+        )
+        detector = self._new_detector()
+        hits = _push_all(detector, decoder.decode(waveform))
+        return self._events([*hits, *detector.finish()])
+
+    def _new_detector(self) -> KeywordDetector:
+        scorer = KeywordScorer(
+            tuple(self._thresholds),
+            self.spec.tokens,
+            word_boundaries=self._word_boundaries,
+            silence_frames=max(1, round(SILENCE_S / self.spec.frame_s)),
+        )
+        return KeywordDetector(
+            scorer,
+            tuple(self._thresholds.values()),
+            refractory_frames=self._refractory_frames,
+        )
+
+    def _events(self, hits: Iterable[KeywordHit]) -> list[Keyword]:
+        seconds = self._decoder.seconds
+        return [
+            Keyword(hit.keyword, seconds(hit.start), seconds(hit.end + 1), hit.confidence)
+            for hit in hits
+        ]
+
+
+def _push_all(detector: KeywordDetector, chunks: Iterable[ImputedChunk]) -> list[KeywordHit]:
+    return [hit for chunk in chunks for hit in detector.push(chunk.log_probs)]
+
+
+def _thresholds(model: HasSpec, keywords: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+    """Keyword -> threshold; repeated keywords are refused here, since a dict would hide them."""
+    if isinstance(keywords, Mapping):
+        return {keyword: float(threshold) for keyword, threshold in keywords.items()}
+    check_keywords(keywords)
+    default = model.manifest.keyword_threshold if isinstance(model, Bundle) else None
+    if default is None:
+        raise SpecError(
+            "expected a threshold for every keyword, since the model states none; pass a mapping, "
+            f"for example keywords={dict.fromkeys(keywords, 0.5)}"
+        )
+    return dict.fromkeys(keywords, default)

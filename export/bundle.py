@@ -1,0 +1,212 @@
+"""Writes a bundle: both graphs in every form, the manifest and the model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edge_imputer.bundle import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Bundle,
+    Manifest,
+    Metrics,
+    Provenance,
+    file_records,
+    write_manifest,
+)
+from edge_imputer.errors import ExportError, require
+from edge_imputer.specs import ModelSpec
+
+from .build import build_graphs
+from .card import CARD_NAME, model_card
+from .graph import Graph
+from .simulate import calibrate_and_quantise, graph_record
+
+if TYPE_CHECKING:
+    from edge_imputer.train.encoder import CrnnEncoder
+    from edge_imputer.train.imputer import ImputerHead
+
+MINIMUM_RUNTIME_VERSION = "0.1.0"  # the oldest edge-imputer that reads what is written here
+NO_METRICS = Metrics(
+    data=None,
+    digit_accuracy=None,
+    wer=None,
+    keyword_recall=None,
+    keyword_fa_per_hour=None,
+    negative_hours=None,
+)
+
+Emitter = Callable[[Graph, Graph, Path], Mapping[str, int] | None]
+"""Writes more files for the quantised (encoder, imputer) into the folder. May return the bytes of
+working memory its code needs for one call of each graph, by graph name, for the manifest."""
+
+
+def export_bundle(
+    out: str | os.PathLike[str],
+    *,
+    encoder: CrnnEncoder,
+    head: ImputerHead,
+    spec: ModelSpec,
+    provenance: Provenance,
+    calibration: Iterable[npt.NDArray[np.float32]],
+    name: str,
+    licence: str,
+    metrics: Metrics = NO_METRICS,
+    keyword_threshold: float | None = None,
+    emitters: Sequence[Emitter] = (),
+) -> Bundle:
+    """Quantise a trained model and write it as a bundle, whole or not at all.
+
+    Parameters
+    ----------
+    out : path
+        Folder to make. A bundle that is there already is replaced; anything else is refused.
+    encoder, head : CrnnEncoder, ImputerHead
+        Trained.
+    spec : ModelSpec
+        What both were built from.
+    provenance : Provenance
+    calibration : iterable of float32 arrays, (n,)
+        Audio at the model's sample rate, of training or validation clips.
+    name, licence : str
+        For the manifest and the model card.
+    metrics, keyword_threshold : optional
+        What was measured; may be filled in later, see `update_metrics`.
+    emitters : sequence of callables
+        Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
+
+    Returns
+    -------
+    Bundle, read back and verified
+
+    Raises
+    ------
+    ExportError
+        If the model cannot be quantised or emitted, or `out` is something else than a bundle.
+    MissingExtraError
+        If a library of the ``export`` extra is not installed.
+    """
+    for module in ("onnx", "flatbuffers", "ai_edge_litert.schema_py_generated"):
+        require(module, extra="export")
+    target = Path(out)
+    _check_target(target)
+    floats = build_graphs(encoder, head, spec)
+    graphs = calibrate_and_quantise(*floats, spec, calibration)
+    with _new_folder(target) as folder:
+        arenas = _write_models(floats, graphs, folder, emitters)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            minimum_runtime_version=MINIMUM_RUNTIME_VERSION,
+            name=name,
+            spec=spec,
+            graphs=tuple(graph_record(graph, arenas.get(graph.name)) for graph in graphs),
+            keyword_threshold=keyword_threshold,
+            metrics=metrics,
+            licence=licence,
+            provenance=provenance,
+            files={},
+        )
+        _write_card_and_manifest(folder, manifest)
+        Bundle.load(folder)  # what cannot be read back must not be put in place
+    return Bundle.load(target)
+
+
+def update_metrics(
+    path: str | os.PathLike[str], metrics: Metrics, keyword_threshold: float | None
+) -> Bundle:
+    """Put measured figures into a bundle's manifest and model card.
+
+    Parameters
+    ----------
+    path : path
+        A bundle.
+    metrics : Metrics
+    keyword_threshold : float or None
+        None where none was chosen.
+
+    Raises
+    ------
+    BundleNotFoundError, BundleSchemaError, BundleIntegrityError
+        If the folder is not a sound bundle; it is left as it is then.
+    """
+    bundle = Bundle.load(path)
+    manifest = msgspec.structs.replace(
+        bundle.manifest, metrics=metrics, keyword_threshold=keyword_threshold
+    )
+    _write_card_and_manifest(bundle.path, manifest)
+    return Bundle.load(bundle.path)
+
+
+def _write_models(
+    floats: tuple[Graph, Graph],
+    graphs: tuple[Graph, Graph],
+    folder: Path,
+    emitters: Sequence[Emitter],
+) -> dict[str, int]:
+    """Write every model file; the arena bytes that emitters state, by graph name."""
+    # Imported here, so that a missing extra is said in one line before.
+    from .onnx_emitter import write_onnx
+    from .parity import same_arrays
+    from .tflite_emitter import write_tflite
+
+    for kind in ("onnx", "tflite"):
+        (folder / kind).mkdir()
+    for float_graph, graph in zip(floats, graphs, strict=True):
+        write_onnx(float_graph, folder / "onnx" / f"{graph.name}.onnx")
+        onnx_path = folder / "onnx" / f"{graph.name}.int8.onnx"
+        tflite_path = folder / "tflite" / f"{graph.name}.tflite"
+        write_onnx(graph, onnx_path)
+        write_tflite(graph, tflite_path)
+        same_arrays(graph, onnx_path, tflite_path)
+    arenas: dict[str, int] = {}
+    for emit in emitters:
+        arenas.update(emit(*graphs, folder) or {})
+    return arenas
+
+
+def _write_card_and_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the card, then the manifest with the sha256 of all files."""
+    card = folder / CARD_NAME
+    draft = folder / f".{CARD_NAME}"
+    draft.write_text(model_card(manifest), encoding="utf-8", newline="\n")
+    os.replace(draft, card)
+    records = file_records(folder)
+    if manifest.files:  # an update: files that somebody put beside the bundle's are not ours
+        records = {name: records[name] for name in records if name in manifest.files}
+    write_manifest(folder, msgspec.structs.replace(manifest, files=records))
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace what is not a bundle."""
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST_NAME).is_file()):
+        raise ExportError(
+            f"{target} exists and is not a bundle (a folder with {MANIFEST_NAME}); it is left "
+            "alone: give another folder, or remove it"
+        )
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `target` in the end, or vanishes on an error."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        folder, old = Path(scratch) / "new", Path(scratch) / "old"
+        folder.mkdir()
+        yield folder
+        if target.exists():
+            os.rename(target, old)
+        os.rename(folder, target)
+        shutil.rmtree(old, ignore_errors=True)

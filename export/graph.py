@@ -1,0 +1,113 @@
+"""The one graph that every artefact is written from.
+
+A `Graph` is a flat list of operations over named tensors, in NHWC layout and batch size 1, the
+order of execution. It exists in two forms with the same operations:
+
+- *float*: tensors carry no quantisation, weights are float32. `run_float` executes it.
+- *quantised*: every activation has an int8 scale and zero point, weights are int8 per output
+  channel, biases int32 with scale ``input_scale * weight_scale``. `run_int` executes it exactly.
+
+Operations (`Op.kind`), with the semantics of the TFLite operator of that name:
+
+=================  =====================  =======================================================
+kind               inputs                 attributes
+=================  =====================  =======================================================
+conv2d             x, weight, bias        stride (t, f), relu; x (1, T, F, Cin), valid padding,
+                                          weight (Cout, KT, KF, Cin), output (1, T', F', Cout)
+fully_connected    x, weight, bias        relu; x (N, K), weight (M, K), output (N, M)
+add, sub, mul      x, y                   both of the same shape
+sigmoid, tanh,     x                      output scales of sigmoid and tanh are fixed:
+relu                                      (1/256, -128) and (1/128, 0)
+embedding          ids, table             ids int32 (N,), table (V, D), output (N, D)
+concat             x...                   axis
+slice              x                      begin, size
+pad                x                      paddings ((before, after), ...); pads with real zero
+reshape            x                      shape
+=================  =====================  =======================================================
+
+concat, slice, pad, reshape and relu do not requantise: their inputs and outputs share one scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_imputer.quantization import QuantParams
+
+Array = npt.NDArray[Any]
+
+KINDS = frozenset(
+    "conv2d fully_connected add sub mul sigmoid tanh relu embedding "
+    "concat slice pad reshape".split()
+)
+SHARES_SCALE = frozenset({"concat", "slice", "pad", "reshape", "relu"})
+
+
+@dataclass
+class Tensor:
+    """A named value: an activation, or a constant when `data` is set.
+
+    `quant` is the int8 quantisation of an activation or of an embedding table; `weight_scales`
+    (float32, one an output channel) that of a weight; both None in a float graph. Token ids are
+    int32 and never quantised.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"  # float32 | int8 | int32
+    data: Array | None = None
+    quant: QuantParams | None = None
+    weight_scales: npt.NDArray[np.float32] | None = None
+
+
+@dataclass
+class Op:
+    """One operation; `inputs` and `output` are tensor names."""
+
+    kind: str
+    inputs: tuple[str, ...]
+    output: str
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Graph:
+    """Operations in execution order, with named tensors.
+
+    The last `n_states` inputs and the last `n_states` outputs are the streaming state: output k
+    of one call is input k of the next.
+    """
+
+    name: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    n_states: int = 0
+
+    @property
+    def quantised(self) -> bool:
+        """Whether activations are int8."""
+        return all(self.tensors[op.output].quant is not None for op in self.ops)
+
+    @property
+    def state_pairs(self) -> list[tuple[str, str]]:
+        """(input, output) names of the streaming state."""
+        n = self.n_states
+        return list(zip(self.inputs[-n:], self.outputs[-n:], strict=True)) if n else []
+
+    def single_op(self, index: int) -> Graph:
+        """A graph of one operation: its activations become inputs, its constants stay."""
+        op = self.ops[index]
+        names = list(dict.fromkeys([*op.inputs, op.output]))
+        return Graph(
+            name=f"{self.name}_{index:02d}_{op.kind}",
+            tensors={name: replace(self.tensors[name]) for name in names},
+            ops=[op],
+            inputs=[n for n in dict.fromkeys(op.inputs) if self.tensors[n].data is None],
+            outputs=[op.output],
+        )

@@ -1,0 +1,277 @@
+"""The integers an operation needs at run time, derived from the quantised graph in one place.
+
+`run_int` and the C emitter both read them here, so that a multiplier or a clamp exists once.
+Formulas are those of TFLite's reference kernels, down to where they round to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_imputer.errors import ExportError
+from edge_imputer.quantization import QuantParams
+
+from .fixed_point import INT32_MAX, quantize_multiplier, quantize_multipliers
+from .graph import Graph, Op, Tensor
+
+SUM_LEFT_SHIFT = 20  # headroom of add and sub: 8 bits of input, 20 of fraction
+
+
+@dataclass(frozen=True)
+class AccumulatorParams:
+    """conv2d and fully_connected: ``acc = bias + sum((x - zero_in) * w)``, then requantise.
+
+    ``y = clamp(multiply_by_quantized_multiplier(acc, multiplier[c], shift[c]) + zero_out)``
+    """
+
+    input_zero_point: int
+    output_zero_point: int
+    multipliers: npt.NDArray[np.int64]  # (Cout,), int32 values
+    shifts: npt.NDArray[np.int64]  # (Cout,), positive: to the left
+    clamp: tuple[int, int]  # inclusive
+
+
+@dataclass(frozen=True)
+class SumParams:
+    """add and sub: both inputs are brought to one fine scale, summed, and requantised.
+
+    ``s_k = multiply(( x_k - zero_k) << left_shift, multiplier_k, shift_k)``, then
+    ``y = clamp(multiply(s_x ± s_y, multiplier_out, shift_out) + zero_out)``; no shift is positive.
+    """
+
+    zero_points: tuple[int, int, int]  # x, y, output
+    multipliers: tuple[int, int, int]
+    shifts: tuple[int, int, int]
+    left_shift: int
+    clamp: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MulParams:
+    """mul: ``y = clamp(multiply((x - zero_x) * (y - zero_y), multiplier, shift) + zero_out)``."""
+
+    zero_points: tuple[int, int, int]
+    multiplier: int
+    shift: int
+    clamp: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TableParams:
+    """sigmoid and tanh: ``y = table[x + 128]``."""
+
+    table: npt.NDArray[np.int8]  # (256,)
+
+
+@dataclass(frozen=True)
+class ReluParams:
+    """relu: ``y = max(x, zero_point)``."""
+
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class PadParams:
+    """pad: the int8 value of a real zero."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class MoveParams:
+    """embedding, concat, slice, reshape: bytes are moved, nothing is computed."""
+
+
+OpParams = (
+    AccumulatorParams | SumParams | MulParams | TableParams | ReluParams | PadParams | MoveParams
+)
+
+
+def op_params(graph: Graph, op: Op) -> OpParams:
+    """Derive the run-time integers of one operation of a quantised graph.
+
+    Raises
+    ------
+    ExportError
+        If the graph is not quantised, scales that must agree differ, a constant is missing or
+        of another dtype, or an int32 accumulator could overflow.
+    """
+    if op.kind not in _DERIVE:
+        raise ExportError(f"expected an operation among {sorted(_DERIVE)}, got {op.kind!r}")
+    return _DERIVE[op.kind](graph, op)
+
+
+def quant_of(graph: Graph, name: str) -> QuantParams:
+    """Scale and zero point of a tensor of a quantised graph."""
+    quant = graph.tensors[name].quant
+    if quant is None:
+        raise ExportError(
+            f"{graph.name}: expected {name} to have a scale and a zero point; "
+            "quantise the graph first"
+        )
+    return quant
+
+
+def constant_of(graph: Graph, name: str, dtype: str) -> npt.NDArray[Any]:
+    """Data of a constant tensor, which must have that dtype."""
+    data = graph.tensors[name].data
+    if data is None or data.dtype != dtype:
+        found = "no data" if data is None else str(data.dtype)
+        raise ExportError(f"{graph.name}: expected {name} to hold {dtype} data, got {found}")
+    return data
+
+
+def bias_scales(graph: Graph, op: Op) -> npt.NDArray[np.float32]:
+    """Scale of every bias of a convolution or fully connected layer, (Cout,), in float32."""
+    scales = graph.tensors[op.inputs[1]].weight_scales
+    if scales is None:
+        raise ExportError(f"{graph.name}: expected {op.inputs[1]} to have scales, got none")
+    product: npt.NDArray[np.float32] = np.float32(quant_of(graph, op.inputs[0]).scale) * scales
+    return product
+
+
+def activation_clamp(op: Op, zero_point: int) -> tuple[int, int]:
+    """Range of int8 outputs: all of it, or from the zero point where a ReLU is fused."""
+    return (max(-128, zero_point) if op.attrs.get("relu") else -128), 127
+
+
+def _accumulator(graph: Graph, op: Op) -> AccumulatorParams:
+    x, weight, bias = op.inputs
+    quant_in, quant_out = quant_of(graph, x), quant_of(graph, op.output)
+    scales = graph.tensors[weight].weight_scales
+    if scales is None:
+        raise ExportError(f"{graph.name}: expected {weight} to have one scale an output channel")
+    real = float(quant_in.scale) * scales.astype(np.float64) / float(quant_out.scale)
+    multipliers, shifts = quantize_multipliers(real)
+    _check_accumulator(graph.tensors[weight], graph.tensors[bias], quant_in.zero_point, shifts)
+    return AccumulatorParams(
+        input_zero_point=quant_in.zero_point,
+        output_zero_point=quant_out.zero_point,
+        multipliers=multipliers,
+        shifts=shifts,
+        clamp=activation_clamp(op, quant_out.zero_point),
+    )
+
+
+def _check_accumulator(
+    weight: Tensor, bias: Tensor, zero_point: int, shifts: npt.NDArray[np.int64]
+) -> None:
+    """Refuse a layer whose int32 accumulator could overflow, before or after a left shift."""
+    if weight.data is None or weight.data.dtype != np.int8 or bias.data is None:
+        raise ExportError(f"expected int8 data in {weight.name} and int32 data in {bias.name}")
+    largest_input = max(127 - zero_point, zero_point + 128)
+    weights = np.abs(weight.data.astype(np.int64)).reshape(weight.shape[0], -1)
+    bound = weights.sum(axis=1) * largest_input + np.abs(bias.data.astype(np.int64))
+    worst = int((bound << np.maximum(shifts, 0)).max())
+    if worst > INT32_MAX:
+        raise ExportError(
+            f"{weight.name}: the accumulator could reach {worst}, past int32 ({INT32_MAX}); "
+            "the layer's output range is far smaller than its weights allow: calibrate on more data"
+        )
+
+
+def _sum(graph: Graph, op: Op) -> SumParams:
+    quants = [quant_of(graph, name) for name in (*op.inputs, op.output)]
+    scales = [float(quant.scale) for quant in quants]
+    twice_max = 2 * max(scales[0], scales[1])
+    reals = [scales[0] / twice_max, scales[1] / twice_max]
+    reals.append(twice_max / ((1 << SUM_LEFT_SHIFT) * scales[2]))
+    if reals[2] >= 1:
+        raise ExportError(
+            f"{graph.name}: {op.output} has a scale of {scales[2]}, too fine beside its inputs' "
+            f"{scales[0]} and {scales[1]}; calibrate on more data"
+        )
+    pairs = [quantize_multiplier(real) for real in reals]
+    return SumParams(
+        zero_points=_three(quant.zero_point for quant in quants),
+        multipliers=_three(multiplier for multiplier, _ in pairs),
+        shifts=_three(shift for _, shift in pairs),
+        left_shift=SUM_LEFT_SHIFT,
+        clamp=(-128, 127),
+    )
+
+
+def _mul(graph: Graph, op: Op) -> MulParams:
+    quants = [quant_of(graph, name) for name in (*op.inputs, op.output)]
+    x, y, out = (np.float32(quant.scale) for quant in quants)
+    multiplier, shift = quantize_multiplier(float(x * y / out))  # float32, as in TFLite's mul.cc
+    if shift > 15:  # |product| < 2**16
+        raise ExportError(
+            f"{graph.name}: {op.output} has a scale of {out}, too fine beside its inputs' "
+            f"{x} and {y}; calibrate on more data"
+        )
+    return MulParams(
+        zero_points=_three(quant.zero_point for quant in quants),
+        multiplier=multiplier,
+        shift=shift,
+        clamp=(-128, 127),
+    )
+
+
+def _three(values: Any) -> tuple[int, int, int]:
+    a, b, c = values
+    return a, b, c
+
+
+def _table(function: Callable[[Any], Any]) -> Callable[[Graph, Op], TableParams]:
+    def derive(graph: Graph, op: Op) -> TableParams:
+        quant_in, quant_out = quant_of(graph, op.inputs[0]), quant_of(graph, op.output)
+        q = np.arange(-128, 128, dtype=np.float64)
+        y = function((q - quant_in.zero_point) * float(quant_in.scale))
+        rounded = np.rint(y / float(quant_out.scale)) + quant_out.zero_point
+        return TableParams(np.clip(rounded, -128, 127).astype(np.int8))
+
+    return derive
+
+
+def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    y: npt.NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * x))  # never overflows
+    return y
+
+
+def _require_one_scale(graph: Graph, op: Op) -> QuantParams:
+    """The quantisation shared by all activations of an operation that does not requantise."""
+    out = quant_of(graph, op.output)
+    for name in op.inputs:
+        tensor = graph.tensors[name]
+        if tensor.dtype != "int32" and tensor.quant != out:
+            raise ExportError(
+                f"{graph.name}: {op.kind} does not requantise, so {name} and {op.output} must "
+                f"share one scale and zero point, got {tensor.quant} and {out}"
+            )
+    return out
+
+
+def _move(graph: Graph, op: Op) -> MoveParams:
+    _require_one_scale(graph, op)
+    return MoveParams()
+
+
+def _relu(graph: Graph, op: Op) -> ReluParams:
+    return ReluParams(_require_one_scale(graph, op).zero_point)
+
+
+def _pad(graph: Graph, op: Op) -> PadParams:
+    return PadParams(_require_one_scale(graph, op).zero_point)
+
+
+_DERIVE: dict[str, Callable[[Graph, Op], OpParams]] = {
+    "conv2d": _accumulator,
+    "fully_connected": _accumulator,
+    "add": _sum,
+    "sub": _sum,
+    "mul": _mul,
+    "sigmoid": _table(_sigmoid),
+    "tanh": _table(np.tanh),
+    "relu": _relu,
+    "embedding": _move,
+    "concat": _move,
+    "slice": _move,
+    "pad": _pad,
+    "reshape": _move,
+}

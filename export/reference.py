@@ -1,0 +1,258 @@
+"""Executes a graph in numpy: in float, or exactly in the integers every device computes.
+
+`run_int` follows TFLite's reference kernels. Its results are what LiteRT's reference kernels,
+the C kernels and emulated microcontrollers must reproduce; onnxruntime and XNNPACK, which
+requantise in float32, come within one step (see `parity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_imputer.errors import ExportError
+
+from .fixed_point import Int64, multiply_by_quantized_multiplier
+from .graph import Array, Graph, Op
+from .op_params import (
+    AccumulatorParams,
+    MulParams,
+    PadParams,
+    ReluParams,
+    SumParams,
+    TableParams,
+    constant_of,
+    op_params,
+)
+
+Kernel = Callable[..., Array]
+
+
+class Interpreter:
+    """Runs one graph many times; kernels and their integers are prepared once.
+
+    Float graphs run in float32, quantised graphs in exact integers.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        prepare = _prepare_int if graph.quantised else _prepare_float
+        self._steps = [(prepare(graph, op), _activations(graph, op), op.output) for op in graph.ops]
+        self._constants = {
+            name: tensor.data for name, tensor in graph.tensors.items() if tensor.data is not None
+        }
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute every tensor of the graph.
+
+        Parameters
+        ----------
+        feeds : mapping from input name to array
+            One array an input, of the input's shape and dtype.
+
+        Returns
+        -------
+        dict from tensor name to array: inputs, constants, activations and outputs
+
+        Raises
+        ------
+        ExportError
+            On a missing, unknown or misshapen input.
+        """
+        _check_feeds(self.graph, feeds)
+        values: dict[str, Array] = {**self._constants, **feeds}
+        for kernel, inputs, output in self._steps:
+            values[output] = kernel(*[values[name] for name in inputs])
+        return values
+
+
+def run_float(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Execute a float graph once; every tensor by name."""
+    if graph.quantised:
+        raise ExportError(f"expected a float graph, got {graph.name}, which is quantised")
+    return Interpreter(graph).run(feeds)
+
+
+def run_int(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Execute a quantised graph once, exactly; every tensor by name."""
+    if not graph.quantised:
+        raise ExportError(f"expected a quantised graph, got {graph.name}, which is float")
+    return Interpreter(graph).run(feeds)
+
+
+def _check_feeds(graph: Graph, feeds: Mapping[str, Array]) -> None:
+    if set(feeds) != set(graph.inputs):
+        raise ExportError(f"{graph.name}: expected the inputs {graph.inputs}, got {sorted(feeds)}")
+    for name, array in feeds.items():
+        tensor = graph.tensors[name]
+        if array.shape != tensor.shape or array.dtype != tensor.dtype:
+            raise ExportError(
+                f"{graph.name}: expected {name} to be {tensor.dtype} of shape {tensor.shape}, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+
+
+def _activations(graph: Graph, op: Op) -> tuple[str, ...]:
+    """Inputs that a kernel is called with; weights and biases are bound when it is prepared."""
+    return op.inputs[:1] if op.kind in ("conv2d", "fully_connected") else op.inputs
+
+
+# Shared by both forms: operations that only move elements.
+
+
+def _patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
+    """Windows of (1, T, F, C) as rows: (T', F', KT * KF * C), in the order of the weights."""
+    windows = np.lib.stride_tricks.sliding_window_view(x[0], kernel, axis=(0, 1))
+    windows = windows[:: stride[0], :: stride[1]].transpose(0, 1, 3, 4, 2)
+    rows: Array = windows.reshape(*windows.shape[:2], -1)
+    return rows
+
+
+def _take(ids: npt.NDArray[np.int32], table: Array) -> Array:
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
+        raise ExportError(f"expected token ids in [0, {len(table)}), got {ids.tolist()}")
+    rows: Array = table[ids]
+    return rows
+
+
+def _mover(op: Op, pad_value: int = 0) -> Kernel | None:
+    """Kernel of an operation that moves elements, the same for every dtype."""
+    attrs = op.attrs
+    if op.kind == "concat":
+        return lambda *xs: np.concatenate(xs, axis=attrs["axis"])
+    if op.kind == "slice":
+        cut = tuple(slice(b, b + n) for b, n in zip(attrs["begin"], attrs["size"], strict=True))
+        return lambda x: x[cut]
+    if op.kind == "reshape":
+        return lambda x: x.reshape(attrs["shape"])
+    if op.kind == "pad":
+        return lambda x: np.pad(x, attrs["paddings"], constant_values=pad_value)
+    if op.kind == "embedding":
+        return _take
+    return None
+
+
+# Float kernels
+
+
+def _prepare_float(graph: Graph, op: Op) -> Kernel:
+    mover = _mover(op)
+    if mover is not None:
+        return mover
+    if op.kind in ("conv2d", "fully_connected"):
+        weight, bias = (constant_of(graph, name, "float32") for name in op.inputs[1:])
+        return _linear_float(op, weight, bias)
+    if op.kind not in _FLOAT:
+        raise ExportError(f"{graph.name}: expected a known operation, got {op.kind!r}")
+    return _FLOAT[op.kind]
+
+
+def _linear_float(op: Op, weight: Array, bias: Array) -> Kernel:
+    matrix = np.ascontiguousarray(weight.reshape(len(weight), -1).T)
+    relu = bool(op.attrs.get("relu"))
+
+    def kernel(x: Array) -> Array:
+        if op.kind == "conv2d":
+            x = _patches(x, weight.shape[1:3], op.attrs["stride"])
+        y: Array = x @ matrix + bias
+        y = np.maximum(y, np.float32(0)) if relu else y
+        return y[np.newaxis] if op.kind == "conv2d" else y
+
+    return kernel
+
+
+def _sigmoid(x: Array) -> Array:
+    y: Array = np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1))
+    return y
+
+
+_FLOAT: dict[str, Kernel] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+}
+
+
+# Integer kernels
+
+
+def _prepare_int(graph: Graph, op: Op) -> Kernel:
+    params = op_params(graph, op)
+    if isinstance(params, AccumulatorParams):
+        weight = constant_of(graph, op.inputs[1], "int8")
+        bias = constant_of(graph, op.inputs[2], "int32")
+        return _linear_int(op, params, weight, bias)
+    if isinstance(params, SumParams):
+        return _sum_int(params, -1 if op.kind == "sub" else 1)
+    if isinstance(params, MulParams):
+        return _mul_int(params)
+    if isinstance(params, TableParams):
+        table = params.table
+        return lambda x: table[x.astype(np.int64) + 128]
+    if isinstance(params, ReluParams):
+        floor = np.int8(params.zero_point)
+        return lambda x: np.maximum(x, floor)
+    mover = _mover(op, params.value if isinstance(params, PadParams) else 0)
+    if mover is None:
+        raise ExportError(f"{graph.name}: {op.kind!r} has no integer kernel")
+    return mover
+
+
+def _to_int8(y: Int64, clamp: tuple[int, int]) -> npt.NDArray[np.int8]:
+    return np.clip(y, *clamp).astype(np.int8)
+
+
+def _linear_int(op: Op, params: AccumulatorParams, weight: Array, bias: Array) -> Kernel:
+    # Products and sums stay far below 2**53, so a float64 matrix product is exact, and fast.
+    matrix = np.ascontiguousarray(weight.reshape(len(weight), -1).T, np.float64)
+    offset = bias.astype(np.int64) - params.input_zero_point * matrix.sum(0).astype(np.int64)
+
+    def kernel(x: Array) -> Array:
+        if op.kind == "conv2d":
+            x = _patches(x, weight.shape[1:3], op.attrs["stride"])
+        accumulator = (x.astype(np.float64) @ matrix).astype(np.int64) + offset
+        y = multiply_by_quantized_multiplier(accumulator, params.multipliers, params.shifts)
+        out = _to_int8(y + params.output_zero_point, params.clamp)
+        return out[np.newaxis] if op.kind == "conv2d" else out
+
+    return kernel
+
+
+def _sum_int(params: SumParams, sign: int) -> Kernel:
+    def scaled(x: Array, k: int) -> Int64:
+        fine = (x.astype(np.int64) - params.zero_points[k]) << params.left_shift
+        return multiply_by_quantized_multiplier(fine, params.multipliers[k], params.shifts[k])
+
+    def kernel(x: Array, y: Array) -> Array:
+        total = scaled(x, 0) + sign * scaled(y, 1)
+        out = multiply_by_quantized_multiplier(total, params.multipliers[2], params.shifts[2])
+        return _to_int8(out + params.zero_points[2], params.clamp)
+
+    return kernel
+
+
+def _mul_int(params: MulParams) -> Kernel:
+    zero_x, zero_y, zero_out = params.zero_points
+
+    def kernel(x: Array, y: Array) -> Array:
+        product = (x.astype(np.int64) - zero_x) * (y.astype(np.int64) - zero_y)
+        out = multiply_by_quantized_multiplier(product, params.multiplier, params.shift)
+        return _to_int8(out + zero_out, params.clamp)
+
+    return kernel
+
+
+def zero_feeds(graph: Graph) -> dict[str, Array]:
+    """Real zeros for every input: int8 zero points, float32 zeros, int32 blanks."""
+    feeds: dict[str, Any] = {}
+    for name in graph.inputs:
+        tensor = graph.tensors[name]
+        value = tensor.quant.zero_point if tensor.quant is not None else 0
+        feeds[name] = np.full(tensor.shape, value, tensor.dtype)
+    return feeds

@@ -1,0 +1,134 @@
+"""The numpy reference as a backend: real decoding over graphs, to calibrate and to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_imputer.backends.stepper import Stepper
+from edge_imputer.bundle import GraphRecord, TensorRecord
+from edge_imputer.errors import ExportError
+from edge_imputer.pipeline import StreamingDecoder
+from edge_imputer.specs import ModelSpec
+
+from .build import macs
+from .graph import Array, Graph
+from .memory import plan, weight_bytes
+from .quantize import Calibration, quantise
+from .reference import Interpreter
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The least that decoding asks of a model."""
+
+    spec: ModelSpec
+
+
+class _GraphModel:
+    """A graph called as runtimes are: lists of arrays in the order of its inputs and outputs."""
+
+    def __init__(self, graph: Graph, run: Run) -> None:
+        self._graph, self._run = graph, run
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Call the graph."""
+        values = self._run(dict(zip(self._graph.inputs, inputs, strict=True)))
+        return [values[name] for name in self._graph.outputs]
+
+
+def reference_backend(
+    encoder: Graph, imputer: Graph, spec: ModelSpec, runs: tuple[Run, Run] | None = None
+) -> Stepper:
+    """A backend that computes in numpy: float32, or the exact integers of a quantised pair.
+
+    Parameters
+    ----------
+    encoder, imputer : Graph
+        Both float, or both quantised.
+    spec : ModelSpec
+    runs : (encoder, imputer), optional
+        How to run them, if not by `Interpreter`: so that somebody can watch.
+    """
+    if encoder.quantised != imputer.quantised:
+        raise ExportError("expected two float or two quantised graphs, got one of each")
+    if runs is None:
+        runs = Interpreter(encoder).run, Interpreter(imputer).run
+    return Stepper(
+        "reference" if encoder.quantised else "reference-float",
+        spec,
+        (graph_record(encoder), graph_record(imputer)),
+        (_GraphModel(encoder, runs[0]), _GraphModel(imputer, runs[1])),
+        quantised=encoder.quantised,
+    )
+
+
+def calibrate_and_quantise(
+    encoder: Graph, imputer: Graph, spec: ModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
+) -> tuple[Graph, Graph]:
+    """Quantise both graphs over what decoding real audio meets in them.
+
+    Every utterance is decoded in float, with the model's own schedule, so that the head is
+    calibrated on the partial alignments it will see. The head reads encoder frames exactly as
+    the encoder writes them: both graphs share that scale.
+
+    Parameters
+    ----------
+    encoder, imputer : Graph
+        Float.
+    spec : ModelSpec
+    waveforms : iterable of float32 arrays, (n,)
+        At the model's sample rate.
+
+    Raises
+    ------
+    ExportError
+        On no audio, or on what `quantise` refuses.
+    """
+    calibrations = Calibration(encoder), Calibration(imputer)
+    backend = reference_backend(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run))
+    decoder = StreamingDecoder(_Described(spec), backend=backend)
+    for waveform in waveforms:
+        decoder.decode(waveform)
+    int_encoder = quantise(encoder, calibrations[0].ranges)
+    frames = int_encoder.tensors[encoder.outputs[0]].quant
+    if frames is None:
+        raise ExportError(f"expected {encoder.outputs[0]} to be quantised")
+    return int_encoder, quantise(imputer, calibrations[1].ranges, {imputer.inputs[0]: frames})
+
+
+def graph_record(graph: Graph, arena_bytes: int | None = None) -> GraphRecord:
+    """The manifest's record of a graph.
+
+    Parameters
+    ----------
+    graph : Graph
+    arena_bytes : int, optional
+        Scratch memory of one call; that of `memory.plan` where nobody knows better.
+    """
+    if graph.name not in ("encoder", "imputer"):
+        raise ExportError(f"expected a graph named encoder or imputer, got {graph.name!r}")
+    return GraphRecord(
+        name="encoder" if graph.name == "encoder" else "imputer",
+        inputs=tuple(_tensor_record(graph, name) for name in graph.inputs),
+        outputs=tuple(_tensor_record(graph, name) for name in graph.outputs),
+        n_states=graph.n_states,
+        macs=macs(graph),
+        arena_bytes=plan(graph)[1] if arena_bytes is None else arena_bytes,
+        weight_bytes=weight_bytes(graph),
+    )
+
+
+def _tensor_record(graph: Graph, name: str) -> TensorRecord:
+    tensor = graph.tensors[name]
+    return TensorRecord(
+        name=name,
+        shape=tensor.shape,
+        dtype="int32" if tensor.dtype == "int32" else "int8",  # floats have the same records
+        quant=tensor.quant,
+    )

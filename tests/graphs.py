@@ -1,0 +1,227 @@
+"""Random graphs to test the exporter with: single layers of every kind, and whole small models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import torch
+
+from edge_imputer.export.build import GraphBuilder, build_graphs
+from edge_imputer.export.graph import KINDS, SHARES_SCALE, Array, Graph
+from edge_imputer.export.quantize import OUTPUT_QUANT, Calibration, quantise
+from edge_imputer.export.simulate import calibrate_and_quantise
+from edge_imputer.quantization import QuantParams
+from edge_imputer.specs import (
+    ConvSpec,
+    CrnnSpec,
+    FeatureSpec,
+    ImputerSpec,
+    ModelSpec,
+    TokenSpec,
+)
+from edge_imputer.train.encoder import CrnnEncoder
+from edge_imputer.train.imputer import ImputerHead
+
+LAYERS = tuple(sorted(KINDS))
+Rng = np.random.Generator
+
+
+def model_spec(
+    conv: tuple[ConvSpec, ...] = (ConvSpec(channels=3), ConvSpec(channels=5)),
+    *,
+    n_mels: int = 12,
+    gru_layers: int = 1,
+    hidden: int = 10,
+    **head: object,
+) -> ModelSpec:
+    """A small model; `head` are fields of `ImputerSpec`."""
+    fields: dict[str, object] = {"width": 8, "depth": 2, "kernel": 3, "block_size": 4}
+    fields |= {"schedule": (2, 1, 1)} | head
+    return ModelSpec(
+        features=FeatureSpec(n_mels=n_mels, mean=-8.0, std=3.0),
+        encoder=CrnnSpec(conv=conv, gru_layers=gru_layers, hidden=hidden),
+        head=ImputerSpec(**fields),  # type: ignore[arg-type]
+        tokens=TokenSpec(characters=(" ", "a", "b", "c", "d")),
+    )
+
+
+def modules(spec: ModelSpec, seed: int = 0) -> tuple[CrnnEncoder, ImputerHead]:
+    """Untrained modules with random weights, those of the normalisation too."""
+    torch.manual_seed(seed)
+    encoder = CrnnEncoder(spec.encoder, spec.features).eval()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 2),
+                (module.bias, -0.5, 1),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.2, 3),
+            ):
+                assert tensor is not None
+                torch.nn.init.uniform_(tensor, low, high)
+    return encoder, ImputerHead(spec.encoder.d_model, spec.head, spec.tokens).eval()
+
+
+def waveforms(n: int = 3, seconds: float = 0.8, seed: int = 0) -> list[Array]:
+    """Noise that swells and fades, float32."""
+    rng = np.random.default_rng(seed)
+    t = np.linspace(0, 1, int(16_000 * seconds), dtype=np.float32)
+    return [
+        (0.3 * np.sin(np.pi * t) ** 2 * rng.standard_normal(t.size)).astype(np.float32) * level
+        for level in np.geomspace(0.05, 1, n).astype(np.float32)
+    ]
+
+
+@cache
+def small_model() -> tuple[ModelSpec, Graph, Graph, Graph, Graph]:
+    """Specification, float graphs and quantised graphs (encoder and imputer) of one model."""
+    spec = model_spec()
+    floats = build_graphs(*modules(spec), spec)
+    return (spec, *floats, *calibrate_and_quantise(*floats, spec, waveforms()))
+
+
+def feed(graph: Graph, rng: Rng) -> dict[str, Array]:
+    """Random inputs: the whole int8 range, normal float32, ids that the table has."""
+    rows = [graph.tensors[op.inputs[1]].shape[0] for op in graph.ops if op.kind == "embedding"]
+    feeds: dict[str, Array] = {}
+    for name in graph.inputs:
+        tensor = graph.tensors[name]
+        if tensor.dtype == "int8":
+            feeds[name] = rng.integers(-128, 128, tensor.shape).astype(np.int8)
+        elif tensor.dtype == "int32":
+            feeds[name] = rng.integers(0, min(rows), tensor.shape).astype(np.int32)
+        else:
+            feeds[name] = rng.standard_normal(tensor.shape).astype(np.float32)
+    return feeds
+
+
+def float_layer(kind: str, rng: Rng) -> Graph:
+    """A float graph of one operation with random shape, attributes and weights."""
+    g = GraphBuilder(kind)
+    g.graph.outputs = [_ADD[kind](g, rng)]
+    return g.graph
+
+
+def int_layer(kind: str, rng: Rng) -> Graph:
+    """A quantised graph of one operation, calibrated on inputs of random scale and offset."""
+    graph = float_layer(kind, rng)
+    calibration = Calibration(graph)
+    scale, offset = np.float32(rng.uniform(0.05, 8)), np.float32(rng.normal())
+    for _ in range(4):
+        feeds = feed(graph, rng)
+        calibration.run(
+            {name: x * scale + offset if x.dtype == np.float32 else x for name, x in feeds.items()}
+        )
+    return quantise(graph, calibration.ranges)
+
+
+def raw_int_layer(kind: str, rng: Rng) -> Graph:
+    """A quantised graph of one operation with arbitrary scales, zero points and integers."""
+    graph = float_layer(kind, rng)
+    op = graph.ops[0]
+    shared = _quant(rng)
+    for tensor in graph.tensors.values():
+        if tensor.dtype == "float32" and (tensor.data is None or kind == "embedding"):
+            tensor.quant = shared if kind in SHARES_SCALE or kind == "embedding" else _quant(rng)
+            tensor.dtype = "int8"
+            if tensor.data is not None:
+                tensor.data = rng.integers(-128, 128, tensor.shape).astype(np.int8)
+    if kind in OUTPUT_QUANT:
+        graph.tensors[op.output].quant = OUTPUT_QUANT[kind]
+    if kind in ("conv2d", "fully_connected"):
+        weight, bias = (graph.tensors[name] for name in op.inputs[1:])
+        weight.data = rng.integers(-127, 128, weight.shape).astype(np.int8)
+        weight.weight_scales = (10 ** rng.uniform(-4, 0, weight.shape[0])).astype(np.float32)
+        bias.data = rng.integers(-(2**18), 2**18, bias.shape).astype(np.int32)
+        weight.dtype, bias.dtype = "int8", "int32"
+    return graph
+
+
+def _quant(rng: Rng) -> QuantParams:
+    zero_point = int(rng.choice([-128, -1, 0, 127, int(rng.integers(-128, 128))]))
+    return QuantParams(scale=float(np.float32(10 ** rng.uniform(-3, 1))), zero_point=zero_point)
+
+
+def feeds(graph: Graph, rng: Rng, n: int = 3) -> Iterator[dict[str, Array]]:
+    """Several random inputs."""
+    return (feed(graph, rng) for _ in range(n))
+
+
+def _normal(rng: Rng, *shape: int) -> Array:
+    return (rng.standard_normal(shape) * rng.uniform(0.05, 2)).astype(np.float32)
+
+
+def _shape(rng: Rng) -> tuple[int, ...]:
+    return tuple(int(n) for n in rng.integers(1, 7, rng.integers(2, 5)))
+
+
+def _conv2d(g: GraphBuilder, rng: Rng) -> str:
+    kernel, stride = rng.integers(1, 4, 2), rng.integers(1, 3, 2)
+    size = kernel + rng.integers(0, 5, 2)
+    c_in, c_out = (int(c) for c in rng.integers(1, 9, 2))
+    x = g.input("x", (1, int(size[0]), int(size[1]), c_in))
+    weight = _normal(rng, c_out, int(kernel[0]), int(kernel[1]), c_in)
+    relu = bool(rng.integers(2))
+    return g.conv2d("y", x, weight, _normal(rng, c_out), (int(stride[0]), int(stride[1])), relu)
+
+
+def _fully_connected(g: GraphBuilder, rng: Rng) -> str:
+    n, k, m = (int(i) for i in rng.integers(1, 20, 3))
+    x = g.input("x", (n, k))
+    relu = bool(rng.integers(2))
+    return g.fully_connected("y", x, _normal(rng, m, k), _normal(rng, m), relu)
+
+
+def _binary(kind: str, g: GraphBuilder, rng: Rng) -> str:
+    shape = _shape(rng)
+    return g.binary(kind, "y", g.input("a", shape), g.input("b", shape))
+
+
+def _embedding(g: GraphBuilder, rng: Rng) -> str:
+    n, rows, width = (int(i) for i in rng.integers(1, 12, 3))
+    return g.embedding("y", g.input("ids", (n,), "int32"), _normal(rng, rows, width))
+
+
+def _concat(g: GraphBuilder, rng: Rng) -> str:
+    shape = _shape(rng)
+    axis = int(rng.integers(len(shape)))
+    longer = tuple(n + (k == axis) for k, n in enumerate(shape))
+    return g.concat("y", (g.input("a", shape), g.input("b", longer)), axis)
+
+
+def _slice(g: GraphBuilder, rng: Rng) -> str:
+    shape = _shape(rng)
+    axis = int(rng.integers(len(shape)))
+    begin = int(rng.integers(shape[axis]))
+    size = int(rng.integers(1, shape[axis] - begin + 1))
+    return g.slice("y", g.input("x", shape), axis, begin, size)
+
+
+def _pad(g: GraphBuilder, rng: Rng) -> str:
+    shape = _shape(rng)
+    before, after = int(rng.integers(1, 3)), int(rng.integers(3))
+    return g.pad("y", g.input("x", shape), int(rng.integers(len(shape))), before, after)
+
+
+def _reshape(g: GraphBuilder, rng: Rng) -> str:
+    shape = _shape(rng)
+    return g.reshape("y", g.input("x", shape), (shape[-1], int(np.prod(shape[:-1]))))
+
+
+_ADD = {
+    "conv2d": _conv2d,
+    "fully_connected": _fully_connected,
+    "add": lambda g, rng: _binary("add", g, rng),
+    "sub": lambda g, rng: _binary("sub", g, rng),
+    "mul": lambda g, rng: _binary("mul", g, rng),
+    "sigmoid": lambda g, rng: g.unary("sigmoid", "y", g.input("x", _shape(rng))),
+    "tanh": lambda g, rng: g.unary("tanh", "y", g.input("x", _shape(rng))),
+    "relu": lambda g, rng: g.unary("relu", "y", g.input("x", _shape(rng))),
+    "embedding": _embedding,
+    "concat": _concat,
+    "slice": _slice,
+    "pad": _pad,
+    "reshape": _reshape,
+}

@@ -1,0 +1,291 @@
+"""The integer reference: exactly TFLite's reference kernels, and close to the real numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from edge_imputer.backends.litert import LiteRtModel
+from edge_imputer.errors import ExportError
+from edge_imputer.export.graph import Graph, Op, Tensor
+from edge_imputer.export.memory import Block, plan, plan_blocks
+from edge_imputer.export.op_params import TableParams, op_params
+from edge_imputer.export.parity import load_runtime
+from edge_imputer.export.quantize import Calibration, quantise
+from edge_imputer.export.reference import Interpreter, run_int, zero_feeds
+from edge_imputer.export.tflite_emitter import write_tflite
+from edge_imputer.quantization import QuantParams, dequantize, quantize
+
+from .graphs import LAYERS, feed, feeds, int_layer, raw_int_layer, small_model
+
+# LiteRT's reference kernel of FULLY_CONNECTED requantises in floating point since 2024, and its
+# reference kernels of LOGISTIC and TANH are approximations in fixed point: one step at most.
+WITHIN_ONE_STEP = {"fully_connected", "sigmoid", "tanh"}
+
+
+def usable(graph: Graph) -> bool:
+    """Whether arbitrary scales happen to make a layer that can be exported."""
+    try:
+        op_params(graph, graph.ops[0])
+    except ExportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("make", [int_layer, raw_int_layer], ids=["calibrated", "arbitrary"])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=300, deadline=None)
+def test_integers_equal_the_reference_kernels(
+    tmp_path_factory: pytest.TempPathFactory, make: object, kind: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    try:
+        graph = make(kind, rng)  # type: ignore[operator]
+    except ExportError as error:
+        assume("more than zero width" not in str(error))  # a layer that happens to be dead
+        raise
+    assume(usable(graph))
+    model = load_runtime(graph, "litert-reference", tmp_path_factory.mktemp("layer"))
+    for inputs in feeds(graph, rng, 4):
+        expected = run_int(graph, inputs)[graph.outputs[0]]
+        result = model.run([inputs[name] for name in graph.inputs])[0]
+        assert result.shape == expected.shape
+        difference = np.abs(result.astype(int) - expected)
+        assert difference.max(initial=0) <= (kind in WITHIN_ONE_STEP)
+
+
+def as_convolution(graph: Graph) -> Graph:
+    """The same fully connected layer as a convolution with a kernel of one."""
+    op = graph.ops[0]
+    x, weight, bias = (graph.tensors[name] for name in op.inputs)
+    y = graph.tensors[op.output]
+    assert weight.data is not None
+    (n, k), m = x.shape, weight.shape[0]
+    tensors = [
+        Tensor("x", (1, n, 1, k), "int8", quant=x.quant),
+        Tensor(
+            "weight",
+            (m, 1, 1, k),
+            "int8",
+            data=weight.data.reshape(m, 1, 1, k),
+            weight_scales=weight.weight_scales,
+        ),
+        bias,
+        Tensor("y", (1, n, 1, m), "int8", quant=y.quant),
+    ]
+    return Graph(
+        name="convolution",
+        tensors={t.name: t for t in tensors},
+        ops=[
+            Op("conv2d", ("x", "weight", bias.name), "y", {"stride": (1, 1), **op.attrs}),
+        ],
+        inputs=["x"],
+        outputs=["y"],
+    )
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=300, deadline=None)
+def test_fully_connected_equals_the_exact_kernel_of_convolutions(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    graph = raw_int_layer("fully_connected", rng)
+    assume(usable(graph))
+    path = tmp_path_factory.mktemp("layer") / "convolution.tflite"
+    write_tflite(as_convolution(graph), path)
+    model = LiteRtModel(path, reference_kernels=True)
+    x = feed(graph, rng)["x"]
+    expected = run_int(graph, {"x": x})["y"]
+    result = model.run([x[np.newaxis, :, np.newaxis]])[0]
+    np.testing.assert_array_equal(result[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("kind", [k for k in LAYERS if k != "embedding"])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=300, deadline=None)
+def test_integers_are_the_real_numbers_rounded(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    try:
+        graph = int_layer(kind, rng)
+    except ExportError as error:
+        assume("more than zero width" not in str(error))
+        raise
+    inputs = feed(graph, rng)
+    exact = real_value(graph, inputs)
+    quant = graph.tensors[graph.outputs[0]].quant
+    assert quant is not None
+    steps = exact / quant.scale + quant.zero_point
+    result = run_int(graph, inputs)[graph.outputs[0]]
+    # Half a step from rounding; a little more where multipliers round once more.
+    assert np.abs(result - np.clip(steps, -128, 127)).max() < 0.51
+
+
+def real_value(graph: Graph, inputs: dict[str, np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+    """What the layer's integers stand for, computed in float64."""
+    op = graph.ops[0]
+    reals = []
+    for name in op.inputs:
+        tensor = graph.tensors[name]
+        if tensor.data is None:
+            assert tensor.quant is not None
+            q = inputs[name].astype(np.float64)
+            reals.append((q - tensor.quant.zero_point) * tensor.quant.scale)
+    if op.kind in ("conv2d", "fully_connected"):
+        weight, bias = (graph.tensors[name] for name in op.inputs[1:])
+        x_quant = graph.tensors[op.inputs[0]].quant
+        assert weight.data is not None
+        assert weight.weight_scales is not None
+        assert bias.data is not None
+        assert x_quant is not None
+        scales = weight.weight_scales.astype(np.float64)
+        w = weight.data * scales.reshape(-1, *[1] * (weight.data.ndim - 1))
+        b = bias.data * scales * x_quant.scale
+        y = reals[0] @ w.T + b if op.kind == "fully_connected" else convolve(reals[0], w, b, op)
+        return np.maximum(y, 0) if op.attrs["relu"] else y
+    functions = {
+        "add": np.add,
+        "sub": np.subtract,
+        "mul": np.multiply,
+        "tanh": np.tanh,
+        "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+        "relu": lambda x: np.maximum(x, 0),
+        "concat": lambda *xs: np.concatenate(xs, op.attrs["axis"]),
+        "pad": lambda x: np.pad(x, op.attrs["paddings"]),
+        "reshape": lambda x: x.reshape(op.attrs["shape"]),
+        "slice": lambda x: x[
+            tuple(slice(b, b + n) for b, n in zip(op.attrs["begin"], op.attrs["size"], strict=True))
+        ],
+    }
+    return np.asarray(functions[op.kind](*reals))
+
+
+def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray, op: Op) -> np.ndarray:  # type: ignore[type-arg]
+    """A convolution as loops over its output."""
+    (n_out, k_t, k_f, _), (s_t, s_f) = w.shape, op.attrs["stride"]
+    n_t, n_f = (x.shape[1] - k_t) // s_t + 1, (x.shape[2] - k_f) // s_f + 1
+    y = np.empty((1, n_t, n_f, n_out))
+    for t in range(n_t):
+        for f in range(n_f):
+            patch = x[0, t * s_t : t * s_t + k_t, f * s_f : f * s_f + k_f]
+            y[0, t, f] = (w * patch).sum(axis=(1, 2, 3)) + b
+    return y
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "tanh"])
+def test_tables_saturate_and_never_fall(kind: str) -> None:
+    for seed in range(10):
+        graph = raw_int_layer(kind, np.random.default_rng(seed))
+        params = op_params(graph, graph.ops[0])
+        assert isinstance(params, TableParams)
+        assert params.table.shape == (256,)
+        assert (np.diff(params.table.astype(int)) >= 0).all()
+        x = np.arange(-128, 128, dtype=np.int8).reshape(1, 256)
+        op = graph.ops[0]
+        for name in (op.inputs[0], op.output):
+            graph.tensors[name].shape = x.shape
+        np.testing.assert_array_equal(run_int(graph, {op.inputs[0]: x})[op.output][0], params.table)
+
+
+def test_encoder_in_integers_follows_the_float_encoder() -> None:
+    _, encoder, _, _, _ = small_model()
+    rng = np.random.default_rng(1)
+    shape = encoder.tensors["features"].shape
+    chunks = [rng.standard_normal(shape).astype(np.float32) for _ in range(200)]
+    calibration = Calibration(encoder)
+    expected = [values["encoder_out"] for values in calibration.run_sequence(chunks)]
+    graph = quantise(encoder, calibration.ranges)
+    quants = [graph.tensors[name].quant for name in ("features", "encoder_out")]
+    assert quants[0] is not None
+    assert quants[1] is not None
+    interpreter, feeds_now, noise = Interpreter(graph), zero_feeds(graph), []
+    for chunk, wanted in zip(chunks, expected, strict=True):
+        values = interpreter.run({**feeds_now, "features": quantize(chunk, quants[0])})
+        feeds_now.update({before: values[after] for before, after in graph.state_pairs})
+        noise.append(dequantize(values["encoder_out"], quants[1]) - wanted)
+    decibels = 10 * np.log10(np.square(expected).mean() / np.square(noise).mean())
+    assert decibels > 30
+
+
+def test_real_zero_is_the_zero_point() -> None:
+    for graph in small_model()[3:]:
+        for name, array in zero_feeds(graph).items():
+            tensor = graph.tensors[name]
+            zero = 0 if tensor.quant is None else tensor.quant.zero_point
+            assert array.dtype == tensor.dtype
+            assert (array == zero).all()
+
+
+blocks = st.builds(
+    lambda size, first, length: Block(size, first, first + length),
+    st.integers(1, 200),
+    st.integers(0, 12),
+    st.integers(0, 6),
+)
+
+
+@given(st.lists(blocks, max_size=15), st.sampled_from([1, 4, 16]))
+def test_blocks_alive_together_never_overlap(items: list[Block], alignment: int) -> None:
+    offsets, arena_bytes = plan_blocks(items, alignment)
+    assert all(offset % alignment == 0 for offset in offsets)
+    assert arena_bytes % alignment == 0
+    spans = list(zip(items, offsets, strict=True))
+    for k, (a, start) in enumerate(spans):
+        assert start + a.size <= arena_bytes
+        for b, other in spans[:k]:
+            if a.first <= b.last and b.first <= a.last:
+                assert start + a.size <= other or other + b.size <= start
+    together = [
+        sum(-(-b.size // alignment) * alignment for b in items if b.first <= t <= b.last)
+        for t in range(20)
+    ]
+    assert max(together) <= arena_bytes <= sum(-(-b.size // alignment) * alignment for b in items)
+
+
+@pytest.mark.parametrize("which", ["encoder", "imputer"])
+def test_graph_runs_in_its_arena(which: str) -> None:
+    graph = small_model()[3 + (which == "imputer")]
+    offsets, arena_bytes = plan(graph)
+    arena = np.full(arena_bytes, 99, np.int8)
+    rng = np.random.default_rng(0)
+    inputs = feed(graph, rng)
+    expected, outside = run_int(graph, inputs), dict(inputs)
+    for index, op in enumerate(graph.ops):
+        layer = graph.single_op(index)
+        values = {
+            name: arena[offsets[name] : offsets[name] + np.prod(graph.tensors[name].shape)]
+            .reshape(graph.tensors[name].shape)
+            .copy()
+            if name in offsets
+            else outside[name]
+            for name in layer.inputs
+        }
+        y = run_int(layer, values)[op.output]
+        if op.output in offsets:
+            arena[offsets[op.output] : offsets[op.output] + y.size] = y.ravel()
+        else:
+            outside[op.output] = y
+    for name in graph.outputs:
+        np.testing.assert_array_equal(outside[name], expected[name])
+    largest = max(np.prod(graph.tensors[op.output].shape) for op in graph.ops)
+    assert largest <= arena_bytes <= 6 * largest
+
+
+def test_a_layer_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    graph = int_layer("add", np.random.default_rng(0))
+    graph.ops[0].kind = "divide"
+    with pytest.raises(ExportError, match="expected an operation among"):
+        run_int(graph, zero_feeds(graph))
+    for runtime in ("onnxruntime", "litert"):
+        with pytest.raises(ExportError, match="expected an operation among"):
+            load_runtime(graph, runtime, tmp_path)
+    graph = int_layer("add", np.random.default_rng(0))
+    graph.tensors[graph.outputs[0]].quant = None
+    with pytest.raises(ExportError, match="expected y to have a scale"):
+        op_params(graph, graph.ops[0])
+    assert QuantParams(scale=1.0, zero_point=0) != graph.tensors[graph.inputs[0]].quant

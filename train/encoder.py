@@ -1,0 +1,140 @@
+"""Streaming CRNN encoder: causal convolutions, then GRU layers with explicit state.
+
+After Arik et al. 2017 (arXiv:1703.05390), section 2, made causal: convolution in time looks at
+the past only, and the GRU runs forwards, so that `step` on a device equals `forward` in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_imputer.specs import ConvSpec, CrnnSpec, FeatureSpec
+
+State = tuple[Tensor, ...]
+
+
+class CausalConv2d(nn.Module):
+    """2-D convolution over (time, frequency) and ReLU; in time it sees the past only.
+
+    Output frame u reads input frames up to ``stride * (u + 1) - 1``. The streaming state is the
+    last ``kernel_time - stride_time`` input frames, zeros at the start.
+    """
+
+    def __init__(self, in_channels: int, spec: ConvSpec) -> None:
+        super().__init__()
+        self.left = spec.kernel_time - spec.stride_time
+        self.freq_pad = spec.kernel_freq // 2
+        self.stride = (spec.stride_time, spec.stride_freq)
+        self.conv = nn.Conv2d(
+            in_channels, spec.channels, (spec.kernel_time, spec.kernel_freq), self.stride
+        )
+        self.norm = nn.BatchNorm2d(spec.channels)  # folded into the convolution on export
+
+    def initial_state(self, batch: int, n_freq: int) -> Tensor:
+        """Zeros, (batch, in_channels, left, n_freq)."""
+        return self.conv.weight.new_zeros(batch, self.conv.in_channels, self.left, n_freq)
+
+    def step(self, chunk: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, T, F), T a multiple of the stride -> (B, C', T / stride, F'), next state."""
+        x = torch.cat([state, chunk], dim=2)
+        out = F.relu(self.norm(self.conv(F.pad(x, (self.freq_pad, self.freq_pad)))))
+        return out, x[:, :, x.shape[2] - self.left :]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, F) -> (B, C', T // stride, F')."""
+        return self.step(x, self.initial_state(x.shape[0], x.shape[3]))[0]
+
+
+class CrnnEncoder(nn.Module):
+    """Log-mel frames -> encoder frames.
+
+    Every layer looks at the past only, so frames past an utterance's end cannot reach the ones
+    before it: a padded batch equals each clip alone without a mask.
+    """
+
+    def __init__(self, spec: CrnnSpec, features: FeatureSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.n_mels = features.n_mels
+        channels = [1, *(layer.channels for layer in spec.conv)]
+        self.conv = nn.ModuleList(
+            CausalConv2d(c, layer) for c, layer in zip(channels, spec.conv, strict=False)
+        )
+        self.freq = spec.conv_freq(features.n_mels)
+        widths = [channels[-1] * self.freq[-1], *[spec.hidden] * (spec.gru_layers - 1)]
+        self.gru = nn.ModuleList(_gru(width, spec.hidden) for width in widths)
+
+    @property
+    def _conv_layers(self) -> Iterable[CausalConv2d]:
+        return cast(Iterable[CausalConv2d], self.conv)
+
+    def initial_state(self, batch: int = 1) -> State:
+        """Zero state: one tensor a convolution, then one (1, batch, hidden) a GRU layer."""
+        layers = zip(self._conv_layers, self.freq, strict=False)
+        conv = [layer.initial_state(batch, n_freq) for layer, n_freq in layers]
+        zeros = conv[0].new_zeros(1, batch, self.spec.hidden)
+        return (*conv, *[zeros] * len(self.gru))
+
+    def step(self, chunk: Tensor, state: State) -> tuple[Tensor, State]:
+        """Advance by whole encoder frames.
+
+        Parameters
+        ----------
+        chunk : (B, T, n_mels), T a multiple of ``spec.subsampling``
+        state : from `initial_state` or the previous call
+
+        Returns
+        -------
+        encoder_out : (B, T / subsampling, hidden)
+        state : tuple of tensors
+        """
+        if chunk.shape[1] % self.spec.subsampling or chunk.shape[2] != self.n_mels:
+            raise ValueError(
+                f"expected (B, T, {self.n_mels}) with T a multiple of {self.spec.subsampling}, "
+                f"got {tuple(chunk.shape)}"
+            )
+        states: list[Tensor] = []
+        x = chunk.unsqueeze(1)  # (B, 1, T, n_mels)
+        for layer, s in zip(self._conv_layers, state, strict=False):
+            x, s = layer.step(x, s)
+            states.append(s)
+        x = x.permute(0, 2, 3, 1).flatten(2)  # (B, T', F * C): frequency-major, as NHWC
+        for gru, s in zip(self.gru, state[len(self.conv) :], strict=True):
+            x, s = gru(x, s)
+            states.append(s)
+        return x, tuple(states)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode whole utterances.
+
+        Parameters
+        ----------
+        x : (B, T, n_mels)
+            T a multiple of ``spec.subsampling``.
+        lengths : (B,)
+            Valid feature frames, multiples of ``spec.subsampling``.
+
+        Returns
+        -------
+        encoder_out : (B, T / subsampling, hidden)
+        encoder_out_lens : (B,)
+        """
+        out, _ = self.step(x, self.initial_state(x.shape[0]))
+        return out, lengths // self.spec.subsampling
+
+
+def _gru(width: int, hidden: int) -> nn.GRU:
+    """A GRU layer with orthogonal recurrent weights, which CTC learns from sooner."""
+    gru = nn.GRU(width, hidden, batch_first=True)
+    for gate in range(3):
+        rows = slice(gate * hidden, (gate + 1) * hidden)
+        nn.init.orthogonal_(gru.weight_hh_l0.data[rows])
+        nn.init.xavier_uniform_(gru.weight_ih_l0.data[rows])
+    nn.init.zeros_(gru.bias_ih_l0)
+    nn.init.zeros_(gru.bias_hh_l0)
+    return gru

@@ -1,0 +1,146 @@
+"""The one trainer: a corpus folder and a recipe in, a checkpoint out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import lightning.pytorch as pl
+import msgspec
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from torch.utils.data import DataLoader, Dataset
+
+from edge_imputer.errors import DataError
+from edge_imputer.specs import FeatureSpec, ModelSpec
+from edge_imputer.tokens import token_spec_of
+
+from .augment import Augmenter
+from .checkpoint import Origin, SpecCallback, load_checkpoint
+from .config import TrainConfig
+from .corpus import Clip, joined_sequences
+from .data import Batch, Featurizer, TrainingBatches, feature_statistics, fixed_batches
+from .module import ImputerModule
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_NAME = "last.ckpt"
+
+
+def train(
+    train_clips: list[Clip],
+    valid_clips: list[Clip],
+    config: TrainConfig,
+    out: Path,
+    *,
+    data_name: str,
+    resume: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Train a model and return the path of its last checkpoint.
+
+    Parameters
+    ----------
+    train_clips, valid_clips : transcribed clips at the front end's sample rate
+    config : TrainConfig
+    out : folder for the checkpoints, ``last.ckpt`` among them
+    data_name : what the checkpoint says it was trained on
+    resume : go on from ``out/last.ckpt`` where there is one
+    progress : show a progress bar
+
+    Raises
+    ------
+    DataError
+        No clip, or a validation text with a character the training texts never have.
+    """
+    config.check()
+    if not train_clips:
+        raise DataError("expected at least one training clip, got none")
+    pl.seed_everything(config.seed, verbose=False)
+    last = out / CHECKPOINT_NAME
+    resumed = load_checkpoint(last) if resume and last.is_file() else None
+    rate = FeatureSpec().sample_rate
+    augmenter = Augmenter(train_clips, config.augment, sample_rate=rate)
+    spec = resumed.spec if resumed else _model_spec(train_clips, augmenter, config)
+    featurizer = Featurizer(spec)
+    module = ImputerModule(spec, config)
+    batches = TrainingBatches(
+        augmenter,
+        featurizer,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start=resumed.updates if resumed else 0,
+        n_isolated=config.flat_start_updates,
+    )
+    sequences = joined_sequences(valid_clips, 64, sample_rate=rate, seed=config.seed, length=(3, 7))
+    valid = fixed_batches(sequences, featurizer, config.batch_size)
+    origin = Origin(data=data_name, n_clips=len(train_clips))
+    trainer = _trainer(config, out, SpecCallback(origin), progress=progress)
+    with _quiet():
+        trainer.fit(
+            module,
+            DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4),
+            DataLoader(cast("Dataset[Batch]", valid), batch_size=None) if valid else None,
+            ckpt_path=str(last) if resumed else None,
+            weights_only=True,
+        )
+    trainer.save_checkpoint(last)
+    return last
+
+
+def _model_spec(clips: list[Clip], augmenter: Augmenter, config: TrainConfig) -> ModelSpec:
+    """The spec of a new model: tokens from the texts, feature statistics from the audio."""
+    spec = ModelSpec(
+        features=FeatureSpec(),
+        encoder=config.encoder,
+        head=config.head,
+        tokens=token_spec_of([" ", *(clip.text for clip in clips)]),
+    )
+    spec.check()
+    mean, std = feature_statistics(augmenter, Featurizer(spec), seed=config.seed)
+    features = msgspec.structs.replace(spec.features, mean=round(mean, 4), std=round(std, 4))
+    return msgspec.structs.replace(spec, features=features)
+
+
+def _trainer(
+    config: TrainConfig, out: Path, spec_callback: Callback, *, progress: bool
+) -> pl.Trainer:
+    callbacks: list[Callback] = [
+        spec_callback,
+        ModelCheckpoint(
+            dirpath=out,
+            filename=Path(CHECKPOINT_NAME).stem,
+            every_n_train_steps=config.valid_every,
+            enable_version_counter=False,
+        ),
+    ]
+    if progress:
+        callbacks.append(RichProgressBar(refresh_rate=10))
+    return pl.Trainer(
+        max_steps=config.updates,
+        val_check_interval=min(config.valid_every, config.updates),
+        check_val_every_n_epoch=None,
+        gradient_clip_val=config.gradient_clip,
+        accelerator="auto",
+        devices=1,
+        precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice on workers and loaders does not apply to a stream of batches."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", module="torch")
+        yield
