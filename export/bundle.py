@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -208,5 +207,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
         yield folder
         if target.exists():
             os.rename(target, old)
-        os.rename(folder, target)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if old.exists():
+                os.rename(old, target)
+            raise

@@ -62,7 +62,7 @@ class Step:
                 self._emit(op)
         for name, target in placement.copies:
             self._body.append(f"\n    /* {name}: an output */\n")
-            self._call("memcpy", str(target), self._read(name), self._size(name))
+            self._call("edim_copy", str(target), self._read(name), self._size(name))
 
     def function(self) -> str:
         """The definition of the C function."""
@@ -95,7 +95,7 @@ class Step:
         elif op.kind == "slice":
             self._slice(op)
         else:  # a reshape of a state, which may not be a view
-            self._call("memcpy", *self._moved(op), self._size(op.output))
+            self._call("edim_copy", *self._moved(op), self._size(op.output))
 
     def _linear(self, op: Op, params: AccumulatorParams) -> None:
         """conv2d and fully_connected."""
@@ -205,7 +205,7 @@ class Step:
         source, target = self._moved(op)
         shape, padded = (self.graph.tensors[n].shape for n in (op.inputs[0], op.output))
         before = tuple(b for b, _ in op.attrs["paddings"])
-        self._call("memset", target, params.value, self._size(op.output))
+        self._call("edim_fill", target, params.value, self._size(op.output))
         zeros = (0,) * len(shape)
         self._copy(f"{op.output}.box", shape, source, shape, zeros, target, padded, before)
 
@@ -225,7 +225,7 @@ class Step:
         target = _offset(target, target_shape, target_begin)
         size, source_strides, target_strides = _merge(size, source_shape, target_shape)
         if len(size) == 1:
-            self._call("memcpy", target, source, size[0])
+            self._call("edim_copy", target, source, size[0])
             return
         if len(size) > 4:
             raise ExportError(f"{name}: expected a copy of at most 4 dimensions, got {size}")

@@ -10,6 +10,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 MAPPED = {f"edge_imputer.{name}": ROOT / name for name in ("train", "export", "firmware_bridge")}
 
@@ -34,3 +36,11 @@ if importlib.util.find_spec("edge_imputer") is None:
 sys.meta_path.append(_CheckoutFinder)  # type: ignore[arg-type]
 
 IN_CI = os.environ.get("EDGE_IMPUTER_CI") == "1"
+
+
+@pytest.fixture(scope="session")
+def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the default size with random weights, all artefacts in it."""
+    from edge_imputer.cli.benches import untrained_bundle
+
+    return untrained_bundle(tmp_path_factory.mktemp("bundle") / "bundle").path

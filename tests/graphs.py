@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,12 +75,22 @@ def waveforms(n: int = 3, seconds: float = 0.8, seed: int = 0) -> list[Array]:
     ]
 
 
+class SmallModel(NamedTuple):
+    """One model in both forms."""
+
+    spec: ModelSpec
+    float_encoder: Graph
+    float_imputer: Graph
+    encoder: Graph
+    imputer: Graph
+
+
 @cache
-def small_model() -> tuple[ModelSpec, Graph, Graph, Graph, Graph]:
-    """Specification, float graphs and quantised graphs (encoder and imputer) of one model."""
+def small_model() -> SmallModel:
+    """The same small model every time; not to be modified."""
     spec = model_spec()
     floats = build_graphs(*modules(spec), spec)
-    return (spec, *floats, *calibrate_and_quantise(*floats, spec, waveforms()))
+    return SmallModel(spec, *floats, *calibrate_and_quantise(*floats, spec, waveforms()))
 
 
 def feed(graph: Graph, rng: Rng) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.errors import ExportError
 from edge_imputer.export.build import GraphBuilder, build_graphs
-from edge_imputer.export.graph import SHARES_SCALE, Graph
+from edge_imputer.export.graph import SHARES_SCALE, Array, Graph
 from edge_imputer.export.op_params import AccumulatorParams, op_params
 from edge_imputer.export.quantize import (
     Calibration,
@@ -69,8 +70,8 @@ def test_int8_parameters_cover_the_range_and_hold_zero_exactly(low: float, high:
 
 @pytest.mark.parametrize("which", ["encoder", "imputer"])
 def test_tensors_that_are_not_requantised_share_one_scale(which: str) -> None:
-    _, _, _, *quantised = small_model()
-    graph = quantised[which == "imputer"]
+    model = small_model()
+    graph = model.encoder if which == "encoder" else model.imputer
     for op in graph.ops:
         if op.kind in SHARES_SCALE or op.kind == "embedding":
             quants = [graph.tensors[n].quant for n in (*op.inputs, op.output)]
@@ -128,8 +129,9 @@ def test_weights_fill_their_range_and_biases_fit(seed: int, exponent: int) -> No
 
 
 def test_integers_of_weights_and_biases_are_the_nearest() -> None:
-    _, encoder, imputer, *quantised = small_model()
-    for graph, ints in zip((encoder, imputer), quantised, strict=True):
+    model = small_model()
+    pairs = (model.float_encoder, model.encoder), (model.float_imputer, model.imputer)
+    for graph, ints in pairs:
         for op in graph.ops:
             if op.kind not in ("conv2d", "fully_connected"):
                 continue
@@ -145,15 +147,17 @@ def test_integers_of_weights_and_biases_are_the_nearest() -> None:
             assert np.abs(weight.data.astype(int)).max() <= 127
             assert bias.data is not None
             assert bias.data.dtype == np.int32
-            error = bias.data * (x.quant.scale * scales) - graph.tensors[bias.name].data
+            real = graph.tensors[bias.name].data
+            assert real is not None
+            error = bias.data * (x.quant.scale * scales) - real
             assert (np.abs(error) <= 0.5001 * x.quant.scale * scales).all()
 
 
 def test_decoding_in_integers_stays_close_to_float() -> None:
-    spec, *graphs = small_model()
+    spec, float_encoder, float_imputer, encoder, imputer = small_model()
     decoders = [
-        StreamingDecoder(Described(spec), backend=reference_backend(*graphs[k : k + 2], spec))
-        for k in (0, 2)
+        StreamingDecoder(Described(spec), backend=reference_backend(*pair, spec))
+        for pair in ((float_encoder, float_imputer), (encoder, imputer))
     ]
     for waveform in waveforms(2, seed=5):
         chunks = [decoder.decode(waveform) for decoder in decoders]
@@ -167,12 +171,12 @@ def test_calibration_meets_every_pass_of_the_schedule() -> None:
     seen: list[int] = []
     calibration = Calibration(imputer)
 
-    def watch(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def watch(feeds: Mapping[str, Array]) -> dict[str, Array]:
         seen.append(int((feeds["alignment"] == spec.tokens.mask_id).sum()))
         return calibration.run(feeds)
 
     runs = (Calibration(encoder).run, watch)
-    backend = reference_backend(encoder, imputer, spec, runs)  # type: ignore[arg-type]
+    backend = reference_backend(encoder, imputer, spec, runs)
     chunks = StreamingDecoder(Described(spec), backend=backend).decode(waveforms(1)[0])
     assert len(seen) == 4 * len(chunks)
     # In pass k, k frames of the chunk are filled in, and k of every chunk of the left context.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.backends.litert import LiteRtModel
 from edge_imputer.errors import ExportError
-from edge_imputer.export.graph import Graph, Op, Tensor
+from edge_imputer.export.graph import Array, Graph, Op, Tensor
 from edge_imputer.export.memory import Block, plan, plan_blocks
 from edge_imputer.export.op_params import TableParams, op_params
 from edge_imputer.export.parity import load_runtime
@@ -41,11 +42,14 @@ def usable(graph: Graph) -> bool:
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=12, deadline=None)
 def test_integers_equal_the_reference_kernels(
-    tmp_path_factory: pytest.TempPathFactory, make: object, kind: str, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    make: Callable[[str, np.random.Generator], Graph],
+    kind: str,
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     try:
-        graph = make(kind, rng)  # type: ignore[operator]
+        graph = make(kind, rng)
     except ExportError as error:
         assume("more than zero width" not in str(error))  # a layer that happens to be dead
         raise
@@ -122,11 +126,11 @@ def test_integers_are_the_real_numbers_rounded(kind: str, seed: int) -> None:
     assert quant is not None
     steps = exact / quant.scale + quant.zero_point
     result = run_int(graph, inputs)[graph.outputs[0]]
-    # Half a step from rounding; a little more where multipliers round once more.
-    assert np.abs(result - np.clip(steps, -128, 127)).max() < 0.51
+    # Half a step from rounding, and at most a quarter where it is rounded twice.
+    assert np.abs(result - np.clip(steps, -128, 127)).max() < 0.76
 
 
-def real_value(graph: Graph, inputs: dict[str, np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+def real_value(graph: Graph, inputs: dict[str, Array]) -> Array:
     """What the layer's integers stand for, computed in float64."""
     op = graph.ops[0]
     reals = []
@@ -148,7 +152,7 @@ def real_value(graph: Graph, inputs: dict[str, np.ndarray]) -> np.ndarray:  # ty
         b = bias.data * scales * x_quant.scale
         y = reals[0] @ w.T + b if op.kind == "fully_connected" else convolve(reals[0], w, b, op)
         return np.maximum(y, 0) if op.attrs["relu"] else y
-    functions = {
+    functions: dict[str, Callable[..., Array]] = {
         "add": np.add,
         "sub": np.subtract,
         "mul": np.multiply,
@@ -165,7 +169,7 @@ def real_value(graph: Graph, inputs: dict[str, np.ndarray]) -> np.ndarray:  # ty
     return np.asarray(functions[op.kind](*reals))
 
 
-def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray, op: Op) -> np.ndarray:  # type: ignore[type-arg]
+def convolve(x: Array, w: Array, b: Array, op: Op) -> Array:
     """A convolution as loops over its output."""
     (n_out, k_t, k_f, _), (s_t, s_f) = w.shape, op.attrs["stride"]
     n_t, n_f = (x.shape[1] - k_t) // s_t + 1, (x.shape[2] - k_f) // s_f + 1
@@ -213,7 +217,7 @@ def test_encoder_in_integers_follows_the_float_encoder() -> None:
 
 
 def test_real_zero_is_the_zero_point() -> None:
-    for graph in small_model()[3:]:
+    for graph in (small_model().encoder, small_model().imputer):
         for name, array in zero_feeds(graph).items():
             tensor = graph.tensors[name]
             zero = 0 if tensor.quant is None else tensor.quant.zero_point
@@ -249,7 +253,8 @@ def test_blocks_alive_together_never_overlap(items: list[Block], alignment: int)
 
 @pytest.mark.parametrize("which", ["encoder", "imputer"])
 def test_graph_runs_in_its_arena(which: str) -> None:
-    graph = small_model()[3 + (which == "imputer")]
+    model = small_model()
+    graph = model.encoder if which == "encoder" else model.imputer
     offsets, arena_bytes = plan(graph)
     arena = np.full(arena_bytes, 99, np.int8)
     rng = np.random.default_rng(0)

@@ -43,6 +43,7 @@ class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mel_warp: float = 0.10  # largest relative shift of the mel axis (vocal tract length)
     tilt: float = 0.5  # standard deviation, in nats, of a smooth filter over the mel bands
     low_pass: float = 0.15  # share of examples cut at a random band in the upper half
+    ramp: float = 0.3  # share of the updates over which room, warp, filters and masks grow
     masks: int = 2  # SpecAugment masks in time and in frequency, each
     mask_time: int = 12  # longest time mask, feature frames
     mask_mel: int = 6  # widest frequency mask, bands
@@ -78,8 +79,11 @@ class Augmenter:
         low, high = self.spec.clips_joined
         return 1 if rng.random() < self.spec.isolated else int(rng.integers(low, high + 1))
 
-    def utterance(self, n_clips: int, rng: np.random.Generator) -> Utterance:
-        """A new utterance of `n_clips` clips: joined, in a room, with noise, at some gain."""
+    def utterance(self, n_clips: int, rng: np.random.Generator, strength: float = 1.0) -> Utterance:
+        """A new utterance of `n_clips` clips: joined, in a room, with noise, at some gain.
+
+        `strength`, 0 to 1, scales what is ramped up in training.
+        """
         spec = self.spec
         indices, speeds, gaps = self._choose(n_clips, rng)
         clips = [self.variants[i][s] for i, s in zip(indices, speeds, strict=True)]
@@ -89,7 +93,7 @@ class Augmenter:
             start, end = self.speech[i][s]
             spans.append((clip.text, at + gap + start, at + gap + end))
             at += gap + len(clip.waveform) / self.sample_rate
-        if rng.random() < spec.room:
+        if rng.random() < strength * spec.room:
             waveform = _in_room(waveform, rng, self.sample_rate)
         level = float(np.sqrt(np.mean(waveform**2))) + 1e-6
         noise = coloured_noise(len(waveform), rng.uniform(*spec.noise_colour), rng)
@@ -111,21 +115,23 @@ class Augmenter:
         gaps[[0, -1]] = rng.uniform(*spec.edge_s, size=2)
         return indices, speeds, gaps
 
-    def features(self, log_mel: Float32, rng: np.random.Generator) -> Float32:
+    def features(
+        self, log_mel: Float32, rng: np.random.Generator, strength: float = 1.0
+    ) -> Float32:
         """Vary a log-mel, (T, n_mels): vocal tract, channel, masks. Values in nats."""
         spec = self.spec
-        x = _warp_mels(log_mel, rng.uniform(-spec.mel_warp, spec.mel_warp))
+        x = _warp_mels(log_mel, strength * rng.uniform(-spec.mel_warp, spec.mel_warp))
         n_frames, n_mels = x.shape
-        knots = rng.normal(0.0, spec.tilt, 5)
+        knots = strength * rng.normal(0.0, spec.tilt, 5)
         x = x + np.interp(np.linspace(0, 4, n_mels), np.arange(5), knots).astype(np.float32)
         fill = x.min()
-        if rng.random() < spec.low_pass:
+        if rng.random() < strength * spec.low_pass:
             x[:, rng.integers(n_mels // 2, n_mels) :] = fill
         for _ in range(spec.masks):
-            width = rng.integers(spec.mask_mel + 1)
+            width = int(strength * rng.integers(spec.mask_mel + 1))
             start = rng.integers(n_mels - width + 1)
             x[:, start : start + width] = fill
-            length = min(int(rng.integers(spec.mask_time + 1)), n_frames)
+            length = min(int(strength * rng.integers(spec.mask_time + 1)), n_frames)
             first = rng.integers(n_frames - length + 1)
             x[first : first + length] = fill
         return x

@@ -65,8 +65,8 @@ class Featurizer:
     def normalize(self, log_mel: Float32) -> Float32:
         """Subtract the spec's mean and divide by its standard deviation."""
         features = self.spec.features
-        centred: Float32 = log_mel - np.float32(features.mean)
-        return centred / np.float32(features.std)
+        normalized: Float32 = (log_mel - np.float32(features.mean)) / np.float32(features.std)
+        return normalized
 
     def targets(self, text: str, n_features: int) -> list[int]:
         """Token ids.
@@ -146,7 +146,8 @@ def flat_alignment(
 class TrainingBatches(IterableDataset[Batch]):
     """Endless augmented batches, starting at batch `start`.
 
-    The first `n_isolated` batches of a run have one clip an utterance: they are short.
+    The first `n_isolated` batches of a run have one clip an utterance: they are short. Over the
+    first `n_ramp` batches the harder augmentations grow to their full strength.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class TrainingBatches(IterableDataset[Batch]):
         seed: int,
         start: int = 0,
         n_isolated: int = 0,
+        n_ramp: int = 0,
     ) -> None:
         super().__init__()
         self.augmenter = augmenter
@@ -166,6 +168,7 @@ class TrainingBatches(IterableDataset[Batch]):
         self.seed = seed
         self.start = start
         self.n_isolated = n_isolated
+        self.n_ramp = n_ramp
 
     def __iter__(self) -> Iterator[Batch]:
         index = self.start
@@ -179,15 +182,16 @@ class TrainingBatches(IterableDataset[Batch]):
         spec = self.featurizer.spec
         examples: list[Example] = []
         n_clips = 1 if index < self.n_isolated else self.augmenter.n_clips(rng)
+        strength = min(1.0, index / self.n_ramp) if self.n_ramp else 1.0
         for _ in range(20 * self.batch_size):
-            utterance = self.augmenter.utterance(n_clips, rng)
+            utterance = self.augmenter.utterance(n_clips, rng, strength)
             x = self.featurizer.features(utterance.waveform)
             try:
                 ids = self.featurizer.targets(utterance.text, len(x))
             except InfeasibleTargetError as error:
                 log.debug("drawn again: %s", error)
                 continue
-            x = self.featurizer.normalize(self.augmenter.features(x, rng))
+            x = self.featurizer.normalize(self.augmenter.features(x, rng, strength))
             n_frames = len(x) // spec.encoder.subsampling
             flat = flat_alignment(
                 utterance.spans, self.featurizer.tokenizer, n_frames, spec.frame_s

@@ -131,10 +131,11 @@ class CrnnEncoder(nn.Module):
 def _gru(width: int, hidden: int) -> nn.GRU:
     """A GRU layer with orthogonal recurrent weights, which CTC learns from sooner."""
     gru = nn.GRU(width, hidden, batch_first=True)
-    for gate in range(3):
-        rows = slice(gate * hidden, (gate + 1) * hidden)
-        nn.init.orthogonal_(gru.weight_hh_l0.data[rows])
-        nn.init.xavier_uniform_(gru.weight_ih_l0.data[rows])
-    nn.init.zeros_(gru.bias_ih_l0)
-    nn.init.zeros_(gru.bias_hh_l0)
+    for name, parameter in gru.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(parameter)
+            continue
+        recurrent = name.startswith("weight_hh")
+        for gate in parameter.data.split(hidden):  # reset, update, new
+            (nn.init.orthogonal_ if recurrent else nn.init.xavier_uniform_)(gate)
     return gru

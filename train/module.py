@@ -42,6 +42,10 @@ class ImputerModule(pl.LightningModule):
         self.ctc = nn.Linear(spec.encoder.d_model, spec.tokens.vocabulary_size)
         self.head = ImputerHead(spec.encoder.d_model, spec.head, spec.tokens)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw dropout and masks by seed and update alone, so that a resumed run is the same."""
+        torch.manual_seed(self.config.seed * 1_000_003 + self.global_step)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: CTC of the encoder and the DP loss of the head, per token."""
         encoder_out, frames = self.encoder(batch.features, batch.lengths)

@@ -75,12 +75,13 @@ def train(
         seed=config.seed,
         start=resumed.updates if resumed else 0,
         n_isolated=config.flat_start_updates,
+        n_ramp=round(config.augment.ramp * config.updates),
     )
     sequences = joined_sequences(valid_clips, 64, sample_rate=rate, seed=config.seed, length=(3, 7))
     valid = fixed_batches(sequences, featurizer, config.batch_size)
     origin = Origin(data=data_name, n_clips=len(train_clips))
-    trainer = _trainer(config, out, SpecCallback(origin), progress=progress)
     with _quiet():
+        trainer = _trainer(config, out, SpecCallback(origin), progress=progress)
         trainer.fit(
             module,
             DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4),
@@ -88,7 +89,7 @@ def train(
             ckpt_path=str(last) if resumed else None,
             weights_only=True,
         )
-    trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last, weights_only=False)
     return last
 
 
@@ -139,8 +140,14 @@ def _trainer(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's advice on workers and loaders does not apply to a stream of batches."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", module="torch")
-        yield
+    """Lightning's advice on workers, loaders and loggers does not apply to a stream of batches."""
+    chatter = logging.getLogger("lightning.pytorch")
+    level = chatter.level
+    chatter.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="torch")
+            yield
+    finally:
+        chatter.setLevel(level)

@@ -62,6 +62,13 @@ class NativeBackend:
     ----------
     bundle : Bundle
 
+    Attributes
+    ----------
+    library : ctypes.PyDLL
+        The compiled model; its functions are those of edge_imputer.h.
+    info : ModelInfo
+        Its sizes and quantisation.
+
     Raises
     ------
     BackendError
@@ -73,7 +80,7 @@ class NativeBackend:
     name = "native"
 
     def __init__(self, bundle: Bundle) -> None:
-        library = _load(bundle)
+        library = self.library = _load(bundle)
         self.info = _model_info(library)
         _check(self.info, bundle)
         info = self.info

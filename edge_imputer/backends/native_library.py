@@ -63,7 +63,7 @@ def compile_library(sources: Mapping[str, bytes]) -> Path:
             for name, content in sources.items():
                 Path(work, name).write_bytes(content)
             units = sorted(name for name in sources if name.endswith(".c"))
-            _run([*compiler, *flags, *units, "-o", library.name], Path(work))
+            _compile([*compiler, *flags, *units, "-o", library.name], Path(work))
             os.replace(Path(work, library.name), library)  # in one step: never half a file
     except OSError as error:
         raise BackendError(
@@ -92,14 +92,35 @@ def _flags(compiler: Sequence[str]) -> tuple[list[str], bytes]:
     """The flags this compiler takes, and the macros it predefines under them."""
     probe = ["-dM", "-E", "-x", "c", os.devnull]
     for flags in ([*FLAGS, NATIVE_FLAG], [*FLAGS]):
-        result = subprocess.run(
-            [*compiler, *flags, *probe], capture_output=True, timeout=TIMEOUT_S, check=False
-        )
+        result = _run([*compiler, *flags, *probe])
         if result.returncode == 0:
             return flags, result.stdout
-    message = result.stderr.decode(errors="replace").strip()
-    raise BackendError(
-        f"{shlex.join(compiler)} does not work as a C compiler: {message}; name another one in "
+    raise _no_compiler(compiler, result.stderr.decode(errors="replace").strip())
+
+
+def _compile(command: Sequence[str], folder: Path) -> None:
+    result = _run(command, folder)
+    if result.returncode != 0:
+        message = result.stderr.decode(errors="replace").strip()
+        raise BackendError(
+            f"the C compiler refused the model's sources:\n{message}\n"
+            f"The command was: {shlex.join(command)}. Try another compiler in the variable CC, "
+            "export the model again, or use another backend, such as onnx"
+        )
+
+
+def _run(command: Sequence[str], folder: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _no_compiler(command[:1], str(error)) from error
+
+
+def _no_compiler(command: Sequence[str], message: str) -> BackendError:
+    return BackendError(
+        f"{shlex.join(command)} does not work as a C compiler: {message}; name another one in "
         "the variable CC, or use another backend, such as onnx"
     )
 
@@ -113,16 +134,3 @@ def _key(sources: Mapping[str, bytes], command: Sequence[str], macros: bytes) ->
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:32]
-
-
-def _run(command: Sequence[str], folder: Path) -> None:
-    result = subprocess.run(
-        command, cwd=folder, capture_output=True, timeout=TIMEOUT_S, check=False
-    )
-    if result.returncode != 0:
-        message = result.stderr.decode(errors="replace").strip()
-        raise BackendError(
-            f"the C compiler refused the model's sources:\n{message}\n"
-            f"The command was: {shlex.join(command)}. Try another compiler in the variable CC, "
-            "export the model again, or use another backend, such as onnx"
-        )

@@ -64,8 +64,7 @@ class Stepper:
         self._features_quant = _quant(features) if quantised else None
         self._logits_quant = _quant(records[1].outputs[0]) if quantised else None
         self._zero_state = tuple(_zeros(record, quantised) for record in states)
-        context: Array = _zeros(records[1].inputs[0], quantised)[: spec.head.left_context]
-        self._zero_context = context
+        self._zero_context = _zeros(records[1].inputs[0], quantised)[: spec.head.left_context]
 
     def initial_state(self) -> State:
         """State before the first feature frame: real zeros, in the model's own dtype."""
@@ -73,7 +72,8 @@ class Stepper:
 
     def initial_context(self) -> Array:
         """Encoder frames before the first chunk: (left_context, d_model) of real zeros."""
-        return self._zero_context.copy()
+        context: Array = self._zero_context.copy()
+        return context
 
     def encoder_step(self, features: Float32, state: State) -> tuple[Array, State]:
         """Advance by one encoder frame, see `Backend`."""

@@ -278,12 +278,14 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 
 def main(args: Iterable[str] | None = None) -> None:
     """Entry point. An error of ours is one line on stderr and exit code 2."""
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
-    try:
-        app(args=None if args is None else list(args))
-    except EdgeImputerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            app(args=None if args is None else list(args))
+        except EdgeImputerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@
  *   edim_imputer_step(window, alignment, logits, arena);        a few times every EDIM_CHUNK_SIZE
  *                                                               encoder frames
  *
- * C99. No allocation, no input or output, no recursion, no global state, no libm; of the
- * standard library only memcpy and memset. The caller owns all memory, none of it needs an
- * alignment beyond its type, and different streams may run in different threads as long as each
- * has its own state and arena. Arguments do not overlap.
+ * Freestanding C99: no allocation, no input or output, no recursion, no global state, no header
+ * but stdint.h, no function but memcpy, memset and memmove, which compilers call by themselves.
+ * The caller owns all memory, none of it needs an alignment beyond its type, and different
+ * streams may run in different threads as long as each has its own state and arena. Arguments do
+ * not overlap.
  *
  * Quantised values are int8: real = scale * (q - zero_point).
  */

@@ -5,8 +5,6 @@
  */
 #include "edim_kernels.h"
 
-#include <string.h>
-
 /* Activations are multiplied as uint8 (q + 128) where the processor has a dot product of
  * unsigned with signed bytes but none of signed ones (x86: vpdpbusd), else as they are. The
  * shift is part of the zero point, so the results are the same. */
@@ -31,6 +29,19 @@ typedef int8_t edim_activation;
 
 /* Requantisation shifts negative numbers to the right: every compiler we know keeps the sign. */
 typedef char edim_assert_arithmetic_shift[((-3) >> 1) == -2 ? 1 : -1];
+
+/* Loops that compilers know: no <string.h>, which a freestanding C99 does not have. */
+void edim_copy(int8_t *restrict target, const int8_t *restrict source, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        target[i] = source[i];
+    }
+}
+
+void edim_fill(int8_t *target, int32_t value, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        target[i] = (int8_t)value;
+    }
+}
 
 static int32_t clamp(int32_t value, int32_t low, int32_t high) {
     return value < low ? low : (value > high ? high : value);
@@ -166,7 +177,7 @@ static void gather(const edim_conv *conv, const int8_t *x, int32_t first, int32_
         const int32_t freq = position % conv->out_freq * conv->stride_freq;
         const int8_t *corner = x + time * frame + freq * conv->channels;
         for (int32_t k = 0; k < conv->kernel_time; k++, patch += span) {
-            memcpy(patch, corner + k * frame, (size_t)span);
+            edim_copy(patch, corner + k * frame, span);
         }
     }
 }
@@ -278,7 +289,7 @@ int32_t edim_embedding(const int8_t *table, int32_t rows, int32_t width, const i
         if (ids[i] < 0 || ids[i] >= rows) {
             return -1;
         }
-        memcpy(output + i * width, table + ids[i] * width, (size_t)width);
+        edim_copy(output + i * width, table + ids[i] * width, width);
     }
     return 0;
 }
@@ -288,8 +299,8 @@ void edim_copy_box(const edim_box *box, const int8_t *source, int8_t *target) {
     for (int32_t i = 0; i < box->size[0]; i++) {
         for (int32_t j = 0; j < box->size[1]; j++) {
             for (int32_t k = 0; k < box->size[2]; k++) {
-                memcpy(target + i * to[0] + j * to[1] + k * to[2],
-                       source + i * from[0] + j * from[1] + k * from[2], (size_t)box->size[3]);
+                edim_copy(target + i * to[0] + j * to[1] + k * to[2],
+                          source + i * from[0] + j * from[1] + k * from[2], box->size[3]);
             }
         }
     }

@@ -96,6 +96,10 @@ void edim_lookup(const int8_t table[256], const int8_t *x, int32_t n, int8_t *ou
 int32_t edim_embedding(const int8_t *table, int32_t rows, int32_t width, const int32_t *ids,
                        int32_t n, int8_t *output);
 
+/* Copies n elements, sets n elements. Source and target do not overlap; `value` is an int8. */
+void edim_copy(int8_t *target, const int8_t *source, int32_t n);
+void edim_fill(int8_t *target, int32_t value, int32_t n);
+
 /* Copies a box. Source and target do not overlap. */
 void edim_copy_box(const edim_box *box, const int8_t *source, int8_t *target);
 

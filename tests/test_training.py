@@ -1,0 +1,181 @@
+"""The trainer on real clips: it learns, its checkpoint carries its spec, a resumed run is the same.
+
+The clips are the project's own; what training reaches is measured by `make demo`, not here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from edge_imputer import train as train_package
+from edge_imputer.errors import CheckpointError, DataError, SpecError
+from edge_imputer.specs import ConvSpec, CrnnSpec, ImputerSpec
+from edge_imputer.train.augment import AugmentSpec
+from edge_imputer.train.checkpoint import load_checkpoint
+from edge_imputer.train.config import TrainConfig, read_config
+from edge_imputer.train.corpus import Clip, load_clips, read_manifest
+from edge_imputer.train.data import Featurizer, flat_alignment
+from edge_imputer.train.trainer import train
+
+DIGITS = Path(train_package.__file__).parent / "digits"
+CONFIG = TrainConfig(
+    encoder=CrnnSpec(conv=(ConvSpec(channels=4), ConvSpec(channels=4)), hidden=12),
+    head=ImputerSpec(width=8),
+    augment=AugmentSpec(speeds=(1.0,), clips_joined=(1, 2)),
+    updates=8,
+    batch_size=4,
+    valid_every=4,
+    flat_start=0.25,
+    all_masked=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def clips() -> tuple[list[Clip], list[Clip]]:
+    records = [r for r in read_manifest(DIGITS) if r.speaker in ("kokoro:af_bella", "kokoro:bf_lily")]
+    splits = ("train", "valid")
+    train_clips, valid_clips = (
+        load_clips(DIGITS, records, split, sample_rate=16_000)
+        for split in splits  # type: ignore[arg-type]
+    )
+    return train_clips, valid_clips
+
+
+@pytest.fixture(scope="module")
+def unbroken(clips, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken")
+    train(*clips, CONFIG, out, data_name="two voices", progress=False)
+    return out
+
+
+def test_checkpoint_carries_spec_recipe_and_origin(unbroken, clips):
+    loaded = load_checkpoint(unbroken / "last.ckpt")
+    assert loaded.spec.encoder == CONFIG.encoder
+    assert loaded.spec.head == CONFIG.head
+    assert "".join(loaded.spec.tokens.characters) == " efghinorstuvwxz"
+    assert loaded.spec.features.std > 0.5  # measured on the clips, not the default
+    assert loaded.config == CONFIG
+    assert (loaded.origin.data, loaded.origin.n_clips) == ("two voices", len(clips[0]))
+    assert loaded.updates == CONFIG.updates
+    assert not loaded.encoder.training
+
+
+def test_resumed_run_is_the_unbroken_one(unbroken, clips, tmp_path):
+    class Stop(Exception):
+        pass
+
+    out = tmp_path / "resumed"
+    out.mkdir()
+    # A run that dies right after its first checkpoint, at update 4 of 8.
+    short = msgspec.structs.replace(CONFIG, updates=8)
+    original = torch.optim.AdamW.step
+    calls = 0
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise Stop
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(torch.optim.AdamW, "step", step)
+        train(*clips, short, out, data_name="two voices", progress=False)
+    assert load_checkpoint(out / "last.ckpt").updates == 4
+    train(*clips, CONFIG, out, data_name="two voices", resume=True, progress=False)
+    resumed = load_checkpoint(out / "last.ckpt")
+    assert resumed.updates == CONFIG.updates
+    expected = load_checkpoint(unbroken / "last.ckpt").module.state_dict()
+    for name, value in resumed.module.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_training_lowers_the_loss(clips, tmp_path):
+    """Both losses on one fixed batch, before and after eighty updates."""
+    from edge_imputer.train.data import fixed_batches
+    from edge_imputer.train.module import ImputerModule
+
+    config = msgspec.structs.replace(CONFIG, updates=80, batch_size=8, valid_every=80)
+    path = train(*clips, config, tmp_path, data_name="x", progress=False)
+    trained = load_checkpoint(path)
+    torch.manual_seed(config.seed)
+    fresh = ImputerModule(trained.spec, config).eval()
+    batch = fixed_batches(clips[0], Featurizer(trained.spec), 8)[0]
+
+    def losses(module: ImputerModule) -> tuple[float, float]:
+        out, frames = module.encoder(batch.features, batch.lengths)
+        arguments = (batch.targets, frames, batch.target_lengths)
+        ctc = torch.nn.functional.ctc_loss(
+            module.ctc(out).log_softmax(-1).transpose(0, 1), *arguments
+        )
+        head = module.head(out, module.head.fully_masked(out)).log_softmax(-1)
+        return float(ctc), float(torch.nn.functional.ctc_loss(head.transpose(0, 1), *arguments))
+
+    with torch.no_grad():
+        before, after = losses(fresh), losses(trained.module)
+    assert after[0] < 0.7 * before[0]
+    assert after[1] < 0.7 * before[1]
+
+
+def test_flat_start_spreads_characters_over_speech(unbroken):
+    spec = load_checkpoint(unbroken / "last.ckpt").spec
+    tokenizer = Featurizer(spec).tokenizer
+    spans = [("one", 0.08, 0.32), ("six", 0.48, 0.72)]
+    alignment = flat_alignment(spans, tokenizer, 24, spec.frame_s)
+    assert tokenizer.decode(tokenizer.collapse(alignment.tolist())) == "one six"
+    assert not alignment[:2].any()
+    assert not alignment[18:].any()
+    assert alignment[2:8].all()
+    assert alignment[12:18].all()
+
+
+def test_damaged_checkpoints_are_refused(unbroken, tmp_path):
+    with pytest.raises(CheckpointError, match="found no file"):
+        load_checkpoint(tmp_path / "none.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "text.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "bare.ckpt")
+    with pytest.raises(CheckpointError, match="carries no model spec"):
+        load_checkpoint(tmp_path / "bare.ckpt")
+    shutil.copy(unbroken / "last.ckpt", tmp_path / "other.ckpt")
+    raw = torch.load(tmp_path / "other.ckpt", weights_only=True)
+    raw["state_dict"].popitem()
+    torch.save(raw, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_training_needs_clips(tmp_path):
+    with pytest.raises(DataError, match="at least one training clip"):
+        train([], [], CONFIG, tmp_path, data_name="x", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("updates = 0", "updates"),
+        ("upadtes = 10", "upadtes"),
+        ("stop_gradient = false\nctc_weight = 0.4", "ctc_weight"),
+        ("updates = ", "recipe.toml"),
+    ],
+)
+def test_recipe_errors_name_the_key(tmp_path, text, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=message):
+        read_config(path)
+
+
+def test_recipe_is_read(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('updates = 7\n[encoder]\nkind = "crnn"\nhidden = 9\n')
+    config = read_config(path)
+    assert (config.updates, config.encoder.hidden) == (7, 9)
+    with pytest.raises(SpecError, match="found no file"):
+        read_config(tmp_path / "none.toml")
