@@ -85,7 +85,7 @@ class ConvSpec(_Spec, frozen=True, kw_only=True):
 class CrnnSpec(_Spec, frozen=True, kw_only=True, tag="crnn", tag_field="kind"):
     """Streaming CRNN: causal convolutions, then unidirectional GRU layers with explicit state."""
 
-    conv: tuple[ConvSpec, ...] = (ConvSpec(channels=16), ConvSpec(channels=24))
+    conv: tuple[ConvSpec, ...] = (ConvSpec(channels=8), ConvSpec(channels=24))
     gru_layers: int = 1
     hidden: int = 128
 
@@ -136,7 +136,7 @@ class ImputerSpec(_Spec, frozen=True, kw_only=True):
 
     depth: int = 2
     width: int = 64
-    kernel: int = 5  # odd
+    kernel: int = 7  # odd
     block_size: int = 8
     chunk_blocks: int = 1
     schedule: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1, 1)  # frames committed a block, pass by pass

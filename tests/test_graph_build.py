@@ -108,9 +108,9 @@ def test_default_model_is_as_large_as_its_specification_says() -> None:
         if ".norm." not in name  # folded into the convolutions
     )
     assert (weight_bytes(encoder) + weight_bytes(imputer)) == 4 * n_parameters
-    conv = 2 * 20 * 16 * 9 + 10 * 24 * 9 * 16
+    conv = 2 * 20 * 8 * 9 + 10 * 24 * 9 * 8
     assert macs(encoder) == conv + 3 * 128 * (240 + 128)
-    assert macs(imputer) == 12 * 128 * 64 + (10 + 8) * 64 * 64 * 5 + 8 * 64 * 17
+    assert macs(imputer) == 14 * 128 * 64 + (11 + 8) * 64 * 64 * 7 + 8 * 64 * 17
     assert [encoder.tensors[n].shape for n in encoder.inputs] == [
         (1, 4, 40, 1),
         (1, 1, 40, 1),

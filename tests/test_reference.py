@@ -23,8 +23,8 @@ from edge_imputer.quantization import QuantParams, dequantize, quantize
 
 from .graphs import LAYERS, feed, feeds, int_layer, raw_int_layer, small_model
 
-# LiteRT's reference kernel of FULLY_CONNECTED requantises in floating point since 2024, and its
-# reference kernels of LOGISTIC and TANH are approximations in fixed point: one step at most.
+# LiteRT's reference kernel of FULLY_CONNECTED requantises in floating point, and it computes the
+# tables of LOGISTIC and TANH in float32, so that a tie may fall the other way: one step at most.
 WITHIN_ONE_STEP = {"fully_connected", "sigmoid", "tanh"}
 
 
@@ -61,6 +61,47 @@ def test_integers_equal_the_reference_kernels(
         assert result.shape == expected.shape
         difference = np.abs(result.astype(int) - expected)
         assert difference.max(initial=0) <= (kind in WITHIN_ONE_STEP)
+
+
+@pytest.mark.parametrize("kind", ["add", "sub", "mul"])
+def test_every_pair_of_inputs_equals_the_reference_kernels(tmp_path: Path, kind: str) -> None:
+    pairs = np.meshgrid(*[np.arange(-128, 128, dtype=np.int8)] * 2)
+    n_compared = 0
+    for seed in range(60):
+        graph = raw_int_layer(kind, np.random.default_rng(seed))
+        for tensor in graph.tensors.values():
+            tensor.shape = pairs[0].shape
+        if not usable(graph):
+            continue
+        model = load_runtime(graph, "litert-reference", tmp_path)
+        expected = run_int(graph, dict(zip(graph.inputs, pairs, strict=True)))["y"]
+        np.testing.assert_array_equal(model.run(pairs)[0], expected)
+        n_compared += 1
+    assert n_compared > 50
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "out"),
+    [
+        (0.0032342090271413326, 0.0019094037124887109, 0.002923637395724654),
+        (0.24934987723827362, 0.15426398813724518, 7.189507961273193),
+        (1.2928014993667603, 0.02360273152589798, 9.034388542175293),
+    ],
+)
+def test_scale_of_a_product_is_computed_in_float32(
+    tmp_path: Path, x: float, y: float, out: float
+) -> None:
+    # Found by search: in float64, the multiplier would give other integers.
+    graph = raw_int_layer("mul", np.random.default_rng(0))
+    pairs = np.meshgrid(*[np.arange(-128, 128, dtype=np.int8)] * 2)
+    scales = dict(zip((*graph.inputs, "y"), (x, y, out), strict=True))
+    for name, tensor in graph.tensors.items():
+        zero_point = 0 if name == "y" else -128
+        tensor.shape = pairs[0].shape
+        tensor.quant = QuantParams(scale=scales[name], zero_point=zero_point)
+    expected = run_int(graph, dict(zip(graph.inputs, pairs, strict=True)))["y"]
+    model = load_runtime(graph, "litert-reference", tmp_path)
+    np.testing.assert_array_equal(model.run(pairs)[0], expected)
 
 
 def as_convolution(graph: Graph) -> Graph:

@@ -40,7 +40,7 @@ def head(seed: int = 0, **changes: int) -> ImputerHead:
 def test_causal_conv_streaming_equals_batch(parts, stride, extra, seed):
     torch.manual_seed(seed)
     spec = ConvSpec(channels=3, kernel_time=stride + extra, stride_time=stride)
-    layer = CausalConv2d(2, spec).double()
+    layer = CausalConv2d(2, spec).double().eval()
     x = torch.randn(2, 2, stride * sum(parts), 7, dtype=torch.float64)
     state, outs = layer.initial_state(2, 7), []
     for chunk in x.split([stride * p for p in parts], dim=2):

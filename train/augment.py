@@ -31,8 +31,8 @@ class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How much to vary the training audio. Ranges are uniform."""
 
     speeds: tuple[float, ...] = (0.85, 0.92, 1.0, 1.08, 1.16)
-    clips_joined: tuple[int, int] = (1, 5)
-    isolated: float = 0.35  # share of batches with one clip an utterance
+    clips_joined: tuple[int, int] = (2, 4)
+    isolated: float = 0.4  # share of batches with one clip an utterance
     same_speaker: float = 0.6  # share of sequences in one voice
     gap_s: tuple[float, float] = (0.02, 0.35)
     edge_s: tuple[float, float] = (0.0, 0.45)  # silence before and after

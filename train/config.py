@@ -18,8 +18,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     encoder: CrnnSpec = CrnnSpec()
     head: ImputerSpec = ImputerSpec()
     augment: AugmentSpec = AugmentSpec()
-    updates: int = 1500
-    batch_size: int = 32
+    updates: int = 3200
+    batch_size: int = 16
     learning_rate: float = 4e-3
     warmup: float = 0.05  # share of the updates over which the learning rate rises
     weight_decay: float = 0.01
@@ -27,9 +27,9 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     gradient_clip: float = 1.0
     ctc_weight: float = 0.8  # of the encoder's own CTC loss; the head's is one minus this
     stop_gradient: bool = True  # the head learns on the encoder, the encoder by CTC alone
-    flat_start: float = 0.08  # share of the updates guided by evenly spread transcripts
+    flat_start: float = 0.1  # share of the updates guided by evenly spread transcripts
     all_masked: float = 0.2  # share of the updates in which the head sees masks only
-    valid_every: int = 250  # updates between two looks at the validation split
+    valid_every: int = 400  # updates between two looks at the validation split
     seed: int = 1
 
     @property

@@ -136,6 +136,6 @@ def _gru(width: int, hidden: int) -> nn.GRU:
             nn.init.zeros_(parameter)
             continue
         recurrent = name.startswith("weight_hh")
-        for gate in parameter.data.split(hidden):  # reset, update, new
+        for gate in torch.split(parameter.data, hidden):  # reset, update, new
             (nn.init.orthogonal_ if recurrent else nn.init.xavier_uniform_)(gate)
     return gru
