@@ -24,6 +24,7 @@ OUTPUT_QUANT = {  # fixed by TFLite; both ranges have no error at zero
     "sigmoid": QuantParams(scale=1 / 256, zero_point=-128),
     "tanh": QuantParams(scale=1 / 128, zero_point=0),
 }
+SATURATION = {"sigmoid": 6.5, "tanh": 3.25}  # beyond it the int8 output is its last step anyway
 LARGEST_BIAS = 2**30  # leaves the accumulator as much for the products
 Range = tuple[float, float]
 
@@ -171,6 +172,7 @@ def _activation_params(
 ) -> dict[str, QuantParams]:
     """Parameters of every activation and embedding table, one set a group that shares them."""
     given = dict(fixed)
+    ranges = saturated_ranges(graph, ranges)
     unknown = set(given) - set(graph.tensors)
     if unknown:
         raise ExportError(f"{graph.name}: fixed parameters for unknown tensors {sorted(unknown)}")
@@ -187,6 +189,26 @@ def _activation_params(
         shared = next(iter(wanted.values())) if wanted else _group_params(graph, group, ranges)
         params.update(dict.fromkeys(group, shared))
     return params
+
+
+def saturated_ranges(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Ranges without the parts that only saturate a sigmoid or a tanh.
+
+    An activation that nothing but sigmoids (or tanhs) reads is cut to where their int8 output
+    still changes: the integers that come out are the same, those that go in have finer steps.
+    """
+    readers: dict[str, set[str]] = {}
+    for op in graph.ops:
+        for name in op.inputs:
+            readers.setdefault(name, set()).add(op.kind)
+    cut = dict(ranges)
+    for name, kinds in readers.items():
+        (kind, *others) = kinds
+        if others or kind not in SATURATION or name in graph.outputs or name not in cut:
+            continue
+        limit = SATURATION[kind]
+        cut[name] = (max(cut[name][0], -limit), min(cut[name][1], limit))
+    return cut
 
 
 def _give(given: dict[str, QuantParams], name: str, params: QuantParams) -> None:

@@ -114,7 +114,7 @@ def test_default_model_is_as_large_as_its_specification_says() -> None:
     assert [encoder.tensors[n].shape for n in encoder.inputs] == [
         (1, 4, 40, 1),
         (1, 1, 40, 1),
-        (1, 1, 20, 16),
+        (1, 1, 20, 8),
         (1, 128),
     ]
     assert prod(imputer.tensors["logits"].shape) == 8 * 17

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from edge_imputer.errors import ExportError
 from edge_imputer.export.build import GraphBuilder, build_graphs
-from edge_imputer.export.graph import SHARES_SCALE, Array, Graph
+from edge_imputer.export.graph import SHARES_SCALE, Array, Graph, Op, Tensor
 from edge_imputer.export.op_params import AccumulatorParams, op_params
 from edge_imputer.export.quantize import (
+    OUTPUT_QUANT,
+    SATURATION,
     Calibration,
     params_of_range,
     quantise,
+    saturated_ranges,
     scale_groups,
     weight_scales,
 )
@@ -96,7 +99,8 @@ def test_shared_scale_covers_the_whole_group() -> None:
     calibration = Calibration(encoder)
     for seed in range(4):
         calibration.run(feed(encoder, np.random.default_rng(seed)))
-    quantised, ranges = quantise(encoder, calibration.ranges), calibration.ranges
+    quantised = quantise(encoder, calibration.ranges)
+    ranges = saturated_ranges(encoder, calibration.ranges)
     for group in scale_groups(encoder):
         low, high = (f(ranges[n][k] for n in group) for k, f in enumerate((min, max)))
         if any(op.output in group and op.kind in ("sigmoid", "tanh") for op in encoder.ops):
@@ -285,3 +289,31 @@ def test_weight_with_two_users_is_refused() -> None:
     ranges = dict.fromkeys(("x", "y", "again"), (-1.0, 1.0))
     with pytest.raises(ExportError, match="expected one user, got two"):
         quantise(graph, ranges)
+
+
+@pytest.mark.parametrize(("kind", "limit"), sorted(SATURATION.items()))
+def test_cut_range_of_a_saturating_input_changes_no_output(kind: str, limit: float) -> None:
+    """At and beyond the limit the int8 output of the function is its last step."""
+    scale, zero_point = OUTPUT_QUANT[kind].scale, OUTPUT_QUANT[kind].zero_point
+    x = np.array([limit, 2 * limit, 50.0])
+    y = np.stack([np.tanh(x), np.tanh(-x)])
+    if kind == "sigmoid":
+        y = 1 / (1 + np.exp(-np.stack([x, -x])))
+    q = np.clip(np.rint(y / scale) + zero_point, -128, 127)
+    assert np.all(q[0] == 127)
+    assert np.all(q[1] == -128)
+
+
+def test_only_inputs_of_saturating_functions_are_cut() -> None:
+    graph = Graph(
+        name="g",
+        tensors={n: Tensor(n, (1, 2)) for n in "abcd"},
+        ops=[Op("sigmoid", ("a",), "b"), Op("tanh", ("c",), "d"), Op("relu", ("d",), "e")],
+        inputs=["a", "c"],
+        outputs=["b", "e"],
+    )
+    ranges = dict.fromkeys("abcd", (-20.0, 5.0))
+    cut = saturated_ranges(graph, ranges)
+    assert cut == {**ranges, "a": (-6.5, 5.0), "c": (-3.25, 3.25)}
+    graph.ops.append(Op("add", ("a", "c"), "f"))  # now something else reads both
+    assert saturated_ranges(graph, ranges) == ranges

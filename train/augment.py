@@ -30,7 +30,7 @@ class Utterance:
 class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much to vary the training audio. Ranges are uniform."""
 
-    speeds: tuple[float, ...] = (0.85, 0.92, 1.0, 1.08, 1.16)
+    speeds: tuple[float, ...] = (0.78, 0.87, 0.95, 1.05, 1.15, 1.28)
     clips_joined: tuple[int, int] = (2, 4)
     isolated: float = 0.4  # share of batches with one clip an utterance
     same_speaker: float = 0.6  # share of sequences in one voice
@@ -40,8 +40,8 @@ class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     snr_db: tuple[float, float] = (5.0, 45.0)
     noise_colour: tuple[float, float] = (0.0, 2.0)  # exponent: 0 white, 1 pink, 2 brown
     room: float = 0.3  # share of examples with a synthetic room response
-    mel_warp: float = 0.10  # largest relative shift of the mel axis (vocal tract length)
-    tilt: float = 0.5  # standard deviation, in nats, of a smooth filter over the mel bands
+    mel_warp: float = 0.15  # largest relative shift of the mel axis (vocal tract length)
+    tilt: float = 0.7  # standard deviation, in nats, of a smooth filter over the mel bands
     low_pass: float = 0.15  # share of examples cut at a random band in the upper half
     ramp: float = 0.3  # share of the updates over which room, warp, filters and masks grow
     masks: int = 2  # SpecAugment masks in time and in frequency, each

@@ -65,9 +65,10 @@ class ImputerModule(pl.LightningModule):
             ctc_loss = 0.3 * ctc_loss + self._flat_start_loss(ctc_log_probs, frames, batch)
         head_in = encoder_out.detach() if self.config.stop_gradient else encoder_out
         alignment = self._roll_in(ctc_log_probs.detach(), frames, batch)
+        logits = self.head(self.dropout(head_in), alignment)
         head_loss = self._per_token(
             imputer_loss(
-                self.head(self.dropout(head_in), alignment).log_softmax(-1),
+                logits.log_softmax(-1),
                 alignment,
                 batch.targets,
                 frames,
@@ -77,10 +78,11 @@ class ImputerModule(pl.LightningModule):
             batch,
         )
         self.log_dict({"ctc": ctc_loss, "imputer": head_loss}, prog_bar=True)
+        penalty = self.config.logit_penalty * logits.square().mean()
         if self.config.stop_gradient:
-            return ctc_loss + head_loss
+            return ctc_loss + head_loss + penalty
         weight = self.config.ctc_weight
-        return weight * ctc_loss + (1 - weight) * head_loss
+        return weight * ctc_loss + (1 - weight) * head_loss + penalty
 
     def _roll_in(self, log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
         """The partial alignments the head is shown, (B, T)."""
