@@ -26,7 +26,7 @@ SUM_LEFT_SHIFT = 20  # headroom of add and sub: 8 bits of input, 20 of fraction
 class AccumulatorParams:
     """conv2d and fully_connected: ``acc = bias + sum((x - zero_in) * w)``, then requantise.
 
-    ``y = clamp(multiply_by_quantized_multiplier(acc, multiplier[c], shift[c]) + zero_out)``
+    ``y = clamp(requantize(acc, multiplier[c], shift[c]) + zero_out)``
     """
 
     input_zero_point: int

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edge_imputer.errors import ExportError
 
-from .fixed_point import Int64, multiply_by_quantized_multiplier
+from .fixed_point import Int64, multiply_by_quantized_multiplier, requantize
 from .graph import Array, Graph, Op
 from .op_params import (
     AccumulatorParams,
@@ -217,7 +217,7 @@ def _linear_int(op: Op, params: AccumulatorParams, weight: Array, bias: Array) -
         if op.kind == "conv2d":
             x = _patches(x, weight.shape[1:3], op.attrs["stride"])
         accumulator = (x.astype(np.float64) @ matrix).astype(np.int64) + offset
-        y = multiply_by_quantized_multiplier(accumulator, params.multipliers, params.shifts)
+        y = requantize(accumulator, params.multipliers, params.shifts)
         out = _to_int8(y + params.output_zero_point, params.clamp)
         return out[np.newaxis] if op.kind == "conv2d" else out
 
@@ -242,7 +242,7 @@ def _mul_int(params: MulParams) -> Kernel:
 
     def kernel(x: Array, y: Array) -> Array:
         product = (x.astype(np.int64) - zero_x) * (y.astype(np.int64) - zero_y)
-        out = multiply_by_quantized_multiplier(product, params.multiplier, params.shift)
+        out = requantize(product, params.multiplier, params.shift)
         return _to_int8(out + zero_out, params.clamp)
 
     return kernel

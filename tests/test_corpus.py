@@ -129,6 +129,7 @@ def test_hold_out_keeps_the_speaker_out_of_training(tmp_path):
     records = hold_out(read_manifest(tmp_path), "s1")
     assert {r.speaker for r in records if r.split == "train"} == {"s0"}
     assert {r.speaker for r in records if r.split == "test"} == {"s1"}
+    assert sum(r.split == "test" for r in records) == 6  # every clip of s1, whatever its split was
     with pytest.raises(DataError, match="s0, s1, got 'nobody'"):
         hold_out(read_manifest(tmp_path), "nobody")
 
@@ -163,7 +164,7 @@ def test_noise_has_unit_power_and_falls_with_frequency():
 
 
 def test_mixed_signal_to_noise_ratio_is_the_one_asked_for(clips):
-    spec = AugmentSpec(speeds=(1.0,), snr_db=(10.0, 10.0), gain_db=(0.0, 0.0), room=0.0)
+    spec = AugmentSpec(speeds=(1.0,), snr_db=(10.0, 10.0), gain_db=(0.0, 0.0), room=0.0, quiet=0.0)
     augmenter = Augmenter(clips, spec, sample_rate=RATE)
     noisy = augmenter.utterance(2, np.random.default_rng(5)).waveform
     quiet = msgspec.structs.replace(spec, snr_db=(200.0, 200.0))

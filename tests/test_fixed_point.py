@@ -17,6 +17,7 @@ from edge_imputer.export.fixed_point import (
     multiply_by_quantized_multiplier,
     quantize_multiplier,
     quantize_multipliers,
+    requantize,
     rounding_divide_by_pot,
     saturating_rounding_doubling_high_mul,
 )
@@ -74,6 +75,12 @@ def test_multiply_equals_c_and_is_near_the_exact_product(
     assert result == c_multiply(x, multiplier, shift)
     exact = x * multiplier * Fraction(2) ** (shift - 31)
     assert abs(result - exact) <= Fraction(1, 2) + Fraction(1, 2) ** (1 + max(-shift, 0))
+
+
+@given(x=int32 | edges, multiplier=st.integers(2**30, INT32_MAX), shift=st.integers(-31, 30))
+def test_requantize_rounds_the_exact_product_once(x: int, multiplier: int, shift: int) -> None:
+    exact = x * multiplier * Fraction(2) ** (shift - 31)
+    assert int(requantize(x, multiplier, shift)) == math.floor(exact + Fraction(1, 2))
 
 
 @given(

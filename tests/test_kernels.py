@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.errors import ExportError
 from edge_imputer.export.build import GraphBuilder
-from edge_imputer.export.fixed_point import multiply_by_quantized_multiplier
+from edge_imputer.export.fixed_point import requantize
 from edge_imputer.export.graph import Graph
 from edge_imputer.export.op_params import (
     AccumulatorParams,
@@ -302,7 +302,7 @@ def test_requantisation_of_every_int32(
     kernels.edim_fully_connected(
         ctypes.byref(layer), address(x), I32(1), address(y.array), address(scratch.array)
     )
-    scaled = multiply_by_quantized_multiplier(sums, multiplier, shift) + zero_point
+    scaled = requantize(sums, multiplier, shift) + zero_point
     np.testing.assert_array_equal(y.check(), np.clip(scaled, -128, 127))
 
 

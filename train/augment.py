@@ -38,6 +38,7 @@ class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     edge_s: tuple[float, float] = (0.0, 0.45)  # silence before and after
     gain_db: tuple[float, float] = (-15.0, 6.0)
     snr_db: tuple[float, float] = (5.0, 45.0)
+    quiet: float = 0.1  # share of examples without added noise
     noise_colour: tuple[float, float] = (0.0, 2.0)  # exponent: 0 white, 1 pink, 2 brown
     room: float = 0.3  # share of examples with a synthetic room response
     mel_warp: float = 0.15  # largest relative shift of the mel axis (vocal tract length)
@@ -95,10 +96,12 @@ class Augmenter:
             at += gap + len(clip.waveform) / self.sample_rate
         if rng.random() < strength * spec.room:
             waveform = _in_room(waveform, rng, self.sample_rate)
-        level = float(np.sqrt(np.mean(waveform**2))) + 1e-6
-        noise = coloured_noise(len(waveform), rng.uniform(*spec.noise_colour), rng)
-        waveform = waveform + noise * np.float32(level * 10 ** (-rng.uniform(*spec.snr_db) / 20))
-        waveform *= np.float32(10 ** (rng.uniform(*spec.gain_db) / 20))
+        if rng.random() >= spec.quiet:
+            level = float(np.sqrt(np.mean(waveform**2))) + 1e-6
+            noise = coloured_noise(len(waveform), rng.uniform(*spec.noise_colour), rng)
+            gain = level * 10 ** (-rng.uniform(*spec.snr_db) / 20)
+            waveform = waveform + noise * np.float32(gain)
+        waveform = waveform * np.float32(10 ** (rng.uniform(*spec.gain_db) / 20))
         return Utterance(np.clip(waveform, -1.0, 1.0), text, tuple(spans))
 
     def _choose(

@@ -18,7 +18,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     encoder: CrnnSpec = CrnnSpec()
     head: ImputerSpec = ImputerSpec()
     augment: AugmentSpec = AugmentSpec()
-    updates: int = 3200
+    updates: int = 3600
     batch_size: int = 16
     learning_rate: float = 4e-3
     warmup: float = 0.05  # share of the updates over which the learning rate rises

@@ -47,9 +47,16 @@ static int32_t clamp(int32_t value, int32_t low, int32_t high) {
     return value < low ? low : (value > high ? high : value);
 }
 
-/* x * 2^max(shift, 0) * multiplier / 2^31, rounded with halves up, then / 2^max(-shift, 0),
- * rounded with halves away from zero. x * 2^max(shift, 0) fits int32. */
-static inline int32_t scale(int32_t x, int32_t multiplier, int32_t shift) {
+/* x * multiplier * 2^(shift - 31), rounded once, halves up. The result fits int32. */
+static inline int32_t scale_once(int32_t x, int32_t multiplier, int32_t shift) {
+    const int32_t right = 31 - shift; /* 1 to 62 */
+    return (int32_t)(((int64_t)x * multiplier + (INT64_C(1) << (right - 1))) >> right);
+}
+
+/* The same in two roundings, as TFLite scales the terms of a sum: x * 2^max(shift, 0) *
+ * multiplier / 2^31, halves up, then / 2^max(-shift, 0), halves away from zero.
+ * x * 2^max(shift, 0) fits int32. */
+static inline int32_t scale_twice(int32_t x, int32_t multiplier, int32_t shift) {
     const int32_t left = shift > 0 ? shift : 0;
     const int32_t right = shift > 0 ? 0 : -shift;
     const int32_t shifted = x * (int32_t)(UINT32_C(1) << left);
@@ -132,7 +139,7 @@ static void requantize(const edim_linear *restrict layer, int32_t first, int32_t
     for (int32_t i = 0; i < n; i++) {
         /* in this order no part overflows */
         const int32_t sum = accumulator[i] - input_zero_point * weight_sum[i] + bias[i];
-        y[i] = saturate(scale(sum, multiplier[i], shift[i]), zero_point, low);
+        y[i] = saturate(scale_once(sum, multiplier[i], shift[i]), zero_point, low);
     }
 }
 
@@ -245,10 +252,10 @@ static inline void sum_elements(const edim_sum *sum, int32_t sign, const int8_t 
     for (int32_t i = 0; i < n; i++) {
         const int32_t shifted_x = (x[i] - s.x_zero_point) * (INT32_C(1) << 20);
         const int32_t shifted_y = (y[i] - s.y_zero_point) * (INT32_C(1) << 20);
-        const int32_t scaled_x = scale(shifted_x, s.x.multiplier, s.x.shift);
-        const int32_t scaled_y = scale(shifted_y, s.y.multiplier, s.y.shift);
+        const int32_t scaled_x = scale_twice(shifted_x, s.x.multiplier, s.x.shift);
+        const int32_t scaled_y = scale_twice(shifted_y, s.y.multiplier, s.y.shift);
         const int32_t total = scaled_x + sign * scaled_y;
-        const int32_t scaled = scale(total, s.output.multiplier, s.output.shift);
+        const int32_t scaled = scale_twice(total, s.output.multiplier, s.output.shift);
         output[i] = saturate(scaled, s.output_zero_point, -128);
     }
 }
@@ -266,7 +273,7 @@ void edim_mul(const edim_product *product, const int8_t *x, const int8_t *y, int
     const edim_product p = *product;
     for (int32_t i = 0; i < n; i++) {
         const int32_t exact = (x[i] - p.x_zero_point) * (y[i] - p.y_zero_point);
-        const int32_t scaled = scale(exact, p.output.multiplier, p.output.shift);
+        const int32_t scaled = scale_once(exact, p.output.multiplier, p.output.shift);
         output[i] = saturate(scaled, p.output_zero_point, -128);
     }
 }

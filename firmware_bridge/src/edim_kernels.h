@@ -24,7 +24,7 @@
     ((depth) < EDIM_SHALLOW ? (rows) * (depth) : EDIM_TILE * (depth))
 
 /* A real factor, multiplier * 2^(shift - 31): multiplier is 0 or in [2^30, 2^31), shift in
- * [-31, 30]. Applied with two roundings, as TFLite does. */
+ * [-31, 30]. Applied with one rounding, but in sums with two, as TFLite does. */
 typedef struct edim_factor {
     int32_t multiplier;
     int32_t shift;
