@@ -76,7 +76,7 @@ def test_every_pair_of_inputs_equals_the_reference_kernels(tmp_path: Path, kind:
         expected = run_int(graph, dict(zip(graph.inputs, pairs, strict=True)))["y"]
         difference = np.abs(model.run(pairs)[0].astype(int) - expected)
         assert difference.max() <= (kind == "mul")
-        assert np.mean(difference > 0) < 0.02  # products are rounded once here, twice there
+        assert np.mean(difference > 0) < 0.05  # products are rounded once here, twice there
         n_compared += 1
     assert n_compared > 50
 

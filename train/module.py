@@ -49,40 +49,47 @@ class ImputerModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: CTC of the encoder and the DP loss of the head, per token."""
         encoder_out, frames = self.encoder(batch.features, batch.lengths)
-        ctc_log_probs = self.ctc(self.dropout(encoder_out)).log_softmax(-1)
-        ctc_loss = self._per_token(
-            F.ctc_loss(
-                ctc_log_probs.transpose(0, 1),
-                batch.targets,
-                frames,
-                batch.target_lengths,
-                blank=BLANK_ID,
-                reduction="none",
-            ),
-            batch,
-        )
-        if self.global_step < self.config.flat_start_updates:
-            ctc_loss = 0.3 * ctc_loss + self._flat_start_loss(ctc_log_probs, frames, batch)
+        log_probs = self.ctc(self.dropout(encoder_out)).log_softmax(-1)
+        ctc_loss = self._ctc_loss(log_probs, frames, batch)
+        alignment = self._roll_in(log_probs.detach(), frames, batch)
         head_in = encoder_out.detach() if self.config.stop_gradient else encoder_out
-        alignment = self._roll_in(ctc_log_probs.detach(), frames, batch)
-        logits = self.head(self.dropout(head_in), alignment)
-        head_loss = self._per_token(
-            imputer_loss(
-                logits.log_softmax(-1),
-                alignment,
-                batch.targets,
-                frames,
-                batch.target_lengths,
-                mask_id=self.spec.tokens.mask_id,
-            ),
-            batch,
-        )
+        head_loss = self._head_loss(self.dropout(head_in), alignment, frames, batch)
         self.log_dict({"ctc": ctc_loss, "imputer": head_loss}, prog_bar=True)
-        penalty = self.config.logit_penalty * logits.square().mean()
         if self.config.stop_gradient:
-            return ctc_loss + head_loss + penalty
+            return ctc_loss + head_loss
         weight = self.config.ctc_weight
-        return weight * ctc_loss + (1 - weight) * head_loss + penalty
+        return weight * ctc_loss + (1 - weight) * head_loss
+
+    def _ctc_loss(self, log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
+        """CTC of the encoder's own branch; guided by the flat start for the first updates."""
+        losses = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            batch.targets,
+            frames,
+            batch.target_lengths,
+            blank=BLANK_ID,
+            reduction="none",
+        )
+        loss = self._per_token(losses, batch)
+        if self.global_step < self.config.flat_start_updates:
+            loss = 0.3 * loss + self._flat_start_loss(log_probs, frames, batch)
+        return loss
+
+    def _head_loss(
+        self, encoder_out: Tensor, alignment: Tensor, frames: Tensor, batch: Batch
+    ) -> Tensor:
+        """The Imputer's DP loss given partial alignments, and the penalty on large logits."""
+        logits: Tensor = self.head(encoder_out, alignment)
+        losses = imputer_loss(
+            logits.log_softmax(-1),
+            alignment,
+            batch.targets,
+            frames,
+            batch.target_lengths,
+            mask_id=self.spec.tokens.mask_id,
+        )
+        penalty = self.config.logit_penalty * logits.square().mean()
+        return self._per_token(losses, batch) + penalty
 
     def _roll_in(self, log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
         """The partial alignments the head is shown, (B, T)."""

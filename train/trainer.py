@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +121,7 @@ def _trainer(
         ),
     ]
     if progress:
-        callbacks.append(RichProgressBar(refresh_rate=10))
+        callbacks.append(RichProgressBar(refresh_rate=10) if sys.stdout.isatty() else _Lines())
     return pl.Trainer(
         max_steps=config.updates,
         val_check_interval=min(config.valid_every, config.updates),
@@ -131,11 +132,31 @@ def _trainer(
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
         callbacks=callbacks,
         logger=False,
-        enable_progress_bar=progress,
+        enable_progress_bar=progress and sys.stdout.isatty(),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
     )
+
+
+class _Lines(Callback):
+    """Progress where there is no terminal to draw a bar on: a line at every checkpoint."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Print the losses and the last word error rates."""
+        assert isinstance(pl_module, ImputerModule)
+        config = pl_module.config
+        done = trainer.global_step
+        if done % config.valid_every == 0 or done == config.updates:
+            values = (f"{k} {float(v):.3f}" for k, v in sorted(trainer.callback_metrics.items()))
+            print(f"update {done} of {config.updates}: {', '.join(values)}", flush=True)
 
 
 @contextlib.contextmanager
