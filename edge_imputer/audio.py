@@ -9,7 +9,7 @@ import os
 import struct
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ MAX_PEAK = 8.0  # float samples beyond this are integers somebody forgot to scal
 _INT16_SCALE = np.float32(1 / 32_768)
 _READ_BLOCK = 1 << 20  # samples
 _WAV_SIZE_UNKNOWN = 0x7FFF_0000  # writers to a pipe put a size at or above this
+_OGG_PAGE_HEADER = 27  # bytes, before the segment table
+_OGG_END_OF_STREAM = 4  # flag
+_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")  # libsndfile's names of the three containers
 
 
 class ClippingWarning(UserWarning):
@@ -37,9 +40,15 @@ class ClippingDetector:
     """Warns once a stream when `CLIP_RUN` consecutive samples are at full scale.
 
     A run may cross the border between two pushes.
+
+    Parameters
+    ----------
+    source : str
+        What the warning calls the stream, for example its file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: str = "the audio") -> None:
+        self._source = source
         self._run = 0  # full-scale samples at the end of what was seen
         self._warned = False
 
@@ -57,8 +66,8 @@ class ClippingDetector:
         if np.diff(edges).max() > CLIP_RUN:
             self._warned = True
             warnings.warn(
-                f"the audio is clipped ({CLIP_RUN} or more consecutive samples at full scale); "
-                "recognition suffers. Lower the recording gain",
+                f"{self._source} is clipped ({CLIP_RUN} or more consecutive samples at full "
+                "scale); recognition suffers. Lower the recording gain",
                 ClippingWarning,
                 stacklevel=3,
             )
@@ -143,7 +152,8 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Float32, int]:
     AudioNotFoundError
         There is no such file.
     AudioFormatError
-        Empty, unreadable, truncated, not mono, or with samples that are not finite.
+        Empty, unreadable, truncated, of another format, not mono, or with samples that are not
+        finite.
     """
     file = Path(path)
     if not file.exists():
@@ -154,7 +164,7 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Float32, int]:
         raise AudioFormatError(
             f"{file}: expected audio, got an empty file; record or copy it again"
         )
-    _check_wav_length(file)
+    _check_complete(file)
     waveform, sample_rate = _decode(file)
     _check_range(waveform, source=str(file))
     return waveform, sample_rate
@@ -165,6 +175,11 @@ def _decode(file: Path) -> tuple[Float32, int]:
 
     try:
         with soundfile.SoundFile(file) as source:
+            if source.format not in _FORMATS:
+                raise AudioFormatError(
+                    f"{file}: expected a wav, flac or ogg file, got {source.format}; "
+                    f"convert it, for example: ffmpeg -i {file.name} {file.stem}.flac"
+                )
             if source.channels != 1:
                 raise AudioFormatError(
                     f"{file}: expected one channel, got {source.channels}; "
@@ -191,23 +206,46 @@ def _decode(file: Path) -> tuple[Float32, int]:
     return waveform, sample_rate
 
 
-def _check_wav_length(file: Path) -> None:
-    """Refuse a wav file whose data chunk is longer than the file.
+def _check_complete(file: Path) -> None:
+    """Refuse a wav or ogg file that is cut short.
 
-    libsndfile shortens its frame count to what is there, so the header has to be read here.
+    libsndfile reads what is there of them and says nothing; of a flac file it says so.
     """
     with file.open("rb") as source:
-        riff = source.read(12)
-        if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
+        start = source.read(12)
+        if start[:4] in (b"RIFF", b"RIFX") and start[8:] == b"WAVE":
+            _check_wav_length(file, source, "<4sI" if start[:4] == b"RIFF" else ">4sI")
+        elif start[:4] == b"OggS":
+            source.seek(0)
+            _check_ogg_pages(file, source)
+
+
+def _check_wav_length(file: Path, source: BinaryIO, chunk_header: str) -> None:
+    """Refuse a wav file whose data chunk is longer than the file; `source` is at the chunks."""
+    while len(header := source.read(8)) == 8:
+        name, size = struct.unpack(chunk_header, header)
+        if name == b"data":
+            present = file.stat().st_size - source.tell()
+            if present < size < _WAV_SIZE_UNKNOWN:
+                raise _truncated(file, f"{size} bytes of samples", f"{present}")
             return
-        while len(header := source.read(8)) == 8:
-            name, size = struct.unpack("<4sI", header)
-            if name == b"data":
-                present = file.stat().st_size - source.tell()
-                if present < size < _WAV_SIZE_UNKNOWN:
-                    raise _truncated(file, f"{size} bytes of samples", f"{present}")
-                return
-            source.seek(size + size % 2, os.SEEK_CUR)
+        source.seek(size + size % 2, os.SEEK_CUR)
+
+
+def _check_ogg_pages(file: Path, source: BinaryIO) -> None:
+    """Refuse an ogg file whose last page is incomplete or does not end the stream (RFC 3533)."""
+    n_bytes = file.stat().st_size
+    ended = False
+    while (header := source.read(_OGG_PAGE_HEADER))[:4] == b"OggS":
+        n_segments = header[26] if len(header) == _OGG_PAGE_HEADER else 1
+        segments = source.read(n_segments)
+        missing = source.tell() + sum(segments) - n_bytes
+        if len(segments) < n_segments or missing > 0:
+            raise _truncated(file, "a whole page", f"a part, {n_bytes} bytes into the file")
+        ended = bool(header[5] & _OGG_END_OF_STREAM)
+        source.seek(sum(segments), os.SEEK_CUR)
+    if not ended:  # what follows the end, such as a tag of another program, does no harm
+        raise _truncated(file, "a page that ends the stream", "none")
 
 
 def _truncated(file: Path, promised: str, found: str) -> AudioFormatError:
@@ -246,7 +284,7 @@ def load_audio(
                 "pass resample=True to convert it"
             )
         waveform = _soxr(waveform, rate, sample_rate)
-    ClippingDetector().push(waveform)
+    ClippingDetector(str(path)).push(waveform)
     return waveform
 
 

@@ -140,16 +140,11 @@ class KeywordSpotter:
         return self._events([*hits, *detector.finish()])
 
     def _new_detector(self) -> KeywordDetector:
-        scorer = KeywordScorer(
-            tuple(self._thresholds),
-            self.spec.tokens,
-            word_boundaries=self._word_boundaries,
-            silence_frames=max(1, round(SILENCE_S / self.spec.frame_s)),
-        )
-        return KeywordDetector(
-            scorer,
-            tuple(self._thresholds.values()),
+        return keyword_detector(
+            self.spec,
+            self._thresholds,
             refractory_frames=self._refractory_frames,
+            word_boundaries=self._word_boundaries,
         )
 
     def _events(self, hits: Iterable[KeywordHit]) -> list[Keyword]:
@@ -158,6 +153,34 @@ class KeywordSpotter:
             Keyword(hit.keyword, seconds(hit.start), seconds(hit.end + 1), hit.confidence)
             for hit in hits
         ]
+
+
+def keyword_detector(
+    spec: ModelSpec,
+    thresholds: Mapping[str, float],
+    *,
+    refractory_frames: int | None = None,
+    word_boundaries: bool | None = None,
+) -> KeywordDetector:
+    """The detector behind a spotter, for whoever has the log-probs already.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    thresholds : keyword -> least confidence
+    refractory_frames, word_boundaries : as `KeywordSpotter` has them if not given
+    """
+    scorer = KeywordScorer(
+        tuple(thresholds),
+        spec.tokens,
+        word_boundaries=word_boundaries,
+        silence_frames=max(1, round(SILENCE_S / spec.frame_s)),
+    )
+    if refractory_frames is None:
+        refractory_frames = round(REFRACTORY_S / spec.frame_s)
+    return KeywordDetector(
+        scorer, tuple(thresholds.values()), refractory_frames=refractory_frames
+    )
 
 
 def _push_all(detector: KeywordDetector, chunks: Iterable[ImputedChunk]) -> list[KeywordHit]:

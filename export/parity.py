@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -19,11 +20,14 @@ from edge_imputer.backends.litert import LiteRtModel
 from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.backends.stepper import Model
 from edge_imputer.errors import ExportError, require
+from edge_imputer.pipeline import StreamingDecoder
+from edge_imputer.specs import ModelSpec
 
 from .graph import Array, Graph, Op
 from .onnx_emitter import write_onnx
 from .op_params import bias_scales
 from .reference import Interpreter
+from .simulate import Described, Run, reference_backend
 from .tflite_emitter import write_tflite
 
 RUNTIMES = ("onnxruntime", "onnxruntime-integer", "litert", "litert-reference")
@@ -75,6 +79,38 @@ def load_runtime(graph: Graph, runtime: str, folder: Path) -> Model:
     path = folder / f"{graph.name}.tflite"
     write_tflite(graph, path)
     return LiteRtModel(path, reference_kernels=runtime == "litert-reference")
+
+
+def decoded_feeds(
+    encoder: Graph, imputer: Graph, spec: ModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Inputs of every call of both graphs while the exact integers decode real audio.
+
+    Parameters
+    ----------
+    encoder, imputer : Graph
+        Quantised.
+    spec : ModelSpec
+    waveforms : iterable of float32 arrays, (n,)
+        At the model's sample rate.
+    """
+    recorded: tuple[list[dict[str, Array]], list[dict[str, Array]]] = ([], [])
+
+    def recorder(graph: Graph, into: list[dict[str, Array]]) -> Run:
+        interpreter = Interpreter(graph)
+
+        def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            into.append({name: value.copy() for name, value in feeds.items()})
+            return interpreter.run(feeds)
+
+        return run
+
+    runs = recorder(encoder, recorded[0]), recorder(imputer, recorded[1])
+    backend = reference_backend(encoder, imputer, spec, runs)
+    decoder = StreamingDecoder(Described(spec), backend=backend)
+    for waveform in waveforms:
+        decoder.decode(waveform)
+    return recorded
 
 
 def layer_parity(

@@ -24,7 +24,7 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 @dataclass(frozen=True)
-class _Described:
+class Described:
     """The least that decoding asks of a model."""
 
     spec: ModelSpec
@@ -92,7 +92,7 @@ def calibrate_and_quantise(
     """
     calibrations = Calibration(encoder), Calibration(imputer)
     backend = reference_backend(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run))
-    decoder = StreamingDecoder(_Described(spec), backend=backend)
+    decoder = StreamingDecoder(Described(spec), backend=backend)
     for waveform in waveforms:
         decoder.decode(waveform)
     int_encoder = quantise(encoder, calibrations[0].ranges)

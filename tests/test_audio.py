@@ -13,10 +13,12 @@ import soundfile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from edge_imputer import train
 from edge_imputer.audio import (
     CLIP_RUN,
     ClippingDetector,
     ClippingWarning,
+    _check_complete,
     check_pcm,
     load_audio,
     read_audio,
@@ -148,12 +150,62 @@ def test_file_without_samples(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_truncated_file(tmp_path: Path, samples: np.ndarray, suffix: str, kept: float) -> None:
-    path = write(tmp_path / f"clip.{suffix}", samples)
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("wav", {}),
+        ("wav", {"endian": "BIG"}),
+        ("flac", {}),
+        ("ogg", {"subtype": "VORBIS"}),
+        ("ogg", {"subtype": "OPUS"}),
+    ],
+)
+def test_truncated_file(
+    tmp_path: Path, samples: np.ndarray, suffix: str, options: dict[str, Any], kept: float
+) -> None:
+    path = write(tmp_path / f"clip.{suffix}", samples, **options)
+    assert load_audio(path, sample_rate=RATE).size == samples.size
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(AudioFormatError, match=r"truncated|cut short"):
+        load_audio(path, sample_rate=RATE)
+
+
+def ogg_pages(data: bytes) -> list[bytes]:
+    """The pages of an ogg file whose samples do not happen to hold the page mark."""
+    return [b"OggS" + rest for rest in data.split(b"OggS")[1:]]
+
+
+def test_ogg_cut_anywhere(tmp_path: Path, samples: np.ndarray) -> None:
+    path = write(tmp_path / "clip.ogg", samples)
+    data = path.read_bytes()
+    pages = ogg_pages(data)
+    assert len(pages) > 2
+    borders = np.cumsum([len(page) for page in pages])[:-1]
+    last = int(borders[-1])  # within the last page: mark, flags, segment table, body
+    for kept in (*borders, 4, last + 2, last + 5, last + 26, last + 27, last + 28, len(data) - 1):
+        path.write_bytes(data[:kept])
+        with pytest.raises(AudioFormatError, match="truncated"):
+            load_audio(path, sample_rate=RATE)
+
+
+def test_ogg_with_a_tag_after_its_end_is_read(tmp_path: Path, samples: np.ndarray) -> None:
+    path = write(tmp_path / "clip.ogg", samples)
+    path.write_bytes(path.read_bytes() + b"TAG" + bytes(125))
+    assert load_audio(path, sample_rate=RATE).size == samples.size
+
+
+def test_shipped_clips_are_whole() -> None:
+    shipped = sorted((Path(train.__file__).parent / "digits" / "audio").rglob("*.ogg"))
+    assert len(shipped) > 1000
+    for path in shipped:
+        _check_complete(path)
+
+
+@pytest.mark.parametrize("suffix", ["aiff", "au", "w64", "mp3"])
+def test_other_formats_are_refused(tmp_path: Path, samples: np.ndarray, suffix: str) -> None:
+    path = write(tmp_path / f"clip.{suffix}", samples)
+    with pytest.raises(AudioFormatError, match=r"expected a wav, flac or ogg file, got .*ffmpeg"):
         load_audio(path, sample_rate=RATE)
 
 
@@ -277,7 +329,7 @@ def test_clipping_is_noticed_however_the_stream_is_cut(parts: list[list[float]])
 @pytest.mark.parametrize("value", [32_767, -32_768])
 def test_clipped_file_warns_and_loads(tmp_path: Path, value: int) -> None:
     path = write(tmp_path / "clip.wav", np.array([0, value, value, value, 0], np.int16))
-    with pytest.warns(ClippingWarning, match="Lower the recording gain"):
+    with pytest.warns(ClippingWarning, match=r"clip\.wav is clipped.*Lower the recording gain"):
         assert load_audio(path, sample_rate=RATE).size == 5
     path = write(tmp_path / "clip.wav", np.array([0, value, value, 0, value], np.int16))
     assert load_audio(path, sample_rate=RATE).size == 5  # a warning would be an error here

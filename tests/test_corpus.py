@@ -23,7 +23,7 @@ from edge_imputer.train.corpus import (
     load_clips,
     read_manifest,
 )
-from edge_imputer.train.data import Featurizer, TrainingBatches, fixed_batches
+from edge_imputer.train.data import Featurizer, TrainingBatches, fixed_batches, usable_clips
 
 RATE = 16_000
 
@@ -124,6 +124,20 @@ def test_clips_are_resampled(tmp_path):
     assert [len(c.waveform) for c in clips] == [RATE // 2] * 2
 
 
+def test_file_decides_over_a_wrong_manifest(tmp_path, caplog):
+    rows = write_corpus(tmp_path, rate=8_000)
+    write_manifest(tmp_path, [{**row, "sample_rate": RATE, "text": " one\ttwo "} for row in rows])
+    with caplog.at_level(logging.WARNING):
+        clips = load_clips(tmp_path, read_manifest(tmp_path), "test", sample_rate=RATE)
+    assert [len(c.waveform) for c in clips] == [RATE // 2] * 2
+    assert "16000 Hz by the manifest, 8000 by the file" in caplog.text
+    assert clips[0].text == "one two"
+
+
+def test_no_clips_make_no_sequences():
+    assert joined_sequences([], 3, sample_rate=RATE, seed=1, length=(1, 2)) == []
+
+
 def test_hold_out_keeps_the_speaker_out_of_training(tmp_path):
     write_corpus(tmp_path, n=12)
     records = hold_out(read_manifest(tmp_path), "s1")
@@ -196,17 +210,20 @@ def test_batches_are_whole_chunks_and_feasible(clips, featurizer):
         assert np.all(batch.target_lengths.numpy() <= batch.lengths.numpy() // 4)
 
 
-def test_too_short_audio_for_its_text_is_reported(clips, featurizer, caplog):
-    short = Clip(
-        msgspec.structs.replace(clips[0].record, text="one " * 40 + "two"), clips[0].waveform
-    )
+def test_unusable_clips_are_named_and_left_out(clips, featurizer, caplog):
+    def with_text(text: str) -> Clip:
+        return Clip(msgspec.structs.replace(clips[0].record, text=text), clips[0].waveform)
+
+    short, foreign = with_text("one " * 40 + "two"), with_text("jazz")
     with pytest.raises(InfeasibleTargetError, match="needs 163 encoder frames"):
         featurizer.targets(short.text, 64)
     with caplog.at_level(logging.WARNING):
-        batches = fixed_batches([short, clips[1]], featurizer, 4)
-    assert len(batches) == 1
-    assert len(batches[0].features) == 1
+        assert usable_clips([short, clips[1], foreign], featurizer) == [clips[1]]
     assert "needs 163 encoder frames" in caplog.text
+    assert "'j'" in caplog.text
+    assert caplog.text.count(clips[0].record.audio) == 2
+    (batch,) = fixed_batches([clips[1]], featurizer, 4)
+    assert batch.features.shape[0] == 1
 
 
 def test_nothing_but_infeasible_audio_stops_training_with_a_reason(clips, featurizer):

@@ -152,6 +152,38 @@ def test_damaged_checkpoints_are_refused(unbroken, tmp_path):
         load_checkpoint(tmp_path / "other.ckpt")
 
 
+def test_resuming_another_recipe_is_refused(unbroken, clips):
+    changed = msgspec.structs.replace(CONFIG, learning_rate=1e-9)
+    with pytest.raises(CheckpointError, match=r"differs .* in learning_rate;"):
+        train(*clips, changed, unbroken, data_name="two voices", resume=True, progress=False)
+    with pytest.raises(CheckpointError, match=r"differs .* in data;"):
+        train(*clips, CONFIG, unbroken, data_name="others", resume=True, progress=False)
+
+
+def test_silent_audio_is_refused(clips, tmp_path):
+    silent = [Clip(c.record, 0 * c.waveform) for c in clips[0]]
+    quiet = msgspec.structs.replace(CONFIG.augment, quiet=1.0, room=0.0)
+    config = msgspec.structs.replace(CONFIG, augment=quiet)
+    with pytest.raises(DataError, match="got silence"):
+        train(silent, clips[1], config, tmp_path, data_name="x", progress=False)
+
+
+def test_diverging_loss_stops_the_run(clips, tmp_path):
+    config = msgspec.structs.replace(CONFIG, learning_rate=1e30)
+    with pytest.raises(DataError, match="no longer finite at update"):
+        train(*clips, config, tmp_path, data_name="x", progress=False)
+
+
+def test_clips_too_short_for_their_texts_are_left_out(clips, tmp_path, caplog):
+    long = [
+        Clip(msgspec.structs.replace(c.record, text="one " * 99 + c.text), c.waveform)
+        for c in clips[0]
+    ]
+    with pytest.raises(DataError, match="long enough for its transcript"):
+        train(long, [], CONFIG, tmp_path, data_name="x", progress=False)
+    assert caplog.text.count("left out") == len(long)
+
+
 def test_training_needs_clips(tmp_path):
     with pytest.raises(DataError, match="at least one training clip"):
         train([], [], CONFIG, tmp_path, data_name="x", progress=False)
@@ -164,6 +196,10 @@ def test_training_needs_clips(tmp_path):
         ("upadtes = 10", "upadtes"),
         ("stop_gradient = false\nctc_weight = 0.4", "ctc_weight"),
         ("updates = ", "recipe.toml"),
+        ("dropout = 1.5", "dropout"),
+        ("[augment]\nspeeds = []", "speeds"),
+        ("[augment]\nclips_joined = [3, 2]", "clips_joined"),
+        ("[head]\nkernel = 4", "odd kernel"),
     ],
 )
 def test_recipe_errors_name_the_key(tmp_path, text, message):

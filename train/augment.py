@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from edge_imputer.errors import SpecError
+
 from .corpus import Clip, Waveform, join_clips
 
 Float32 = npt.NDArray[np.float32]
@@ -48,6 +50,14 @@ class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     masks: int = 2  # SpecAugment masks in time and in frequency, each
     mask_time: int = 12  # longest time mask, feature frames
     mask_mel: int = 6  # widest frequency mask, bands
+
+    def check(self) -> None:
+        """Raise `SpecError` on values that nothing can be drawn from."""
+        if not self.speeds or min(self.speeds) <= 0:
+            raise SpecError(f"expected speeds above 0, at least one, got {self.speeds}")
+        low, high = self.clips_joined
+        if not 1 <= low <= high:
+            raise SpecError(f"expected 1 <= fewest <= most clips_joined, got {self.clips_joined}")
 
 
 class Augmenter:

@@ -45,6 +45,14 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 "expected updates, batch_size, valid_every >= 1 and learning_rate > 0, got "
                 f"{self.updates}, {self.batch_size}, {self.valid_every}, {self.learning_rate}"
             )
+        shares = {"flat_start": self.flat_start, "all_masked": self.all_masked}
+        shares |= {"warmup": self.warmup, "dropout": self.dropout, "ramp": self.augment.ramp}
+        wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
+        if wrong:
+            raise SpecError(f"expected shares of at least 0 and below 1, got {wrong}")
+        self.encoder.check()
+        self.head.check()
+        self.augment.check()
         if not self.stop_gradient and not 0.8 <= self.ctc_weight <= 1.0:
             raise SpecError(
                 f"expected ctc_weight between 0.8 and 1 without stop_gradient, got "

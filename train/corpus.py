@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.audio import load_audio
+from edge_imputer.audio import read_audio, resample
 from edge_imputer.errors import AudioError, DataError
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,8 @@ def load_clips(
 ) -> list[Clip]:
     """Load a split's transcribed clips, resampled to `sample_rate`.
 
-    A clip that cannot be read is reported in the log and skipped.
+    A clip that cannot be read is reported in the log and skipped; a manifest that states another
+    sample rate than the file has is reported. White space in texts becomes single spaces.
 
     Raises
     ------
@@ -119,13 +120,19 @@ def load_clips(
         if record.split != split or record.text is None:
             continue
         try:
-            waveform = load_audio(folder / record.audio, sample_rate=sample_rate, resample=True)
+            waveform, rate = read_audio(folder / record.audio)
+            waveform = resample(waveform, from_rate=rate, to_rate=sample_rate)
         except AudioError as error:
             bad.append(error)
             log.warning("skipped a clip: %s", error)
             continue
-        rates[record.sample_rate] += 1
-        clips.append(Clip(record, waveform))
+        if rate != record.sample_rate:
+            log.warning(
+                "%s: %d Hz by the manifest, %d by the file", record.audio, record.sample_rate, rate
+            )
+        rates[rate] += 1
+        text = " ".join(record.text.split())
+        clips.append(Clip(msgspec.structs.replace(record, text=text), waveform))
     if not clips:
         raise DataError(
             f"{folder}: no clip with a transcript could be loaded for the split {split!r} "
@@ -166,8 +173,10 @@ def joined_sequences(
     """Sequences of clips of one speaker each, `length[0]` to `length[1]` clips long.
 
     Speakers take turns, so that each is heard about equally often; a speaker with few clips
-    repeats them. Gaps are 0.05 to 0.3 s.
+    repeats them. Gaps are 0.05 to 0.3 s. No clips, no sequences.
     """
+    if not clips:
+        return []
     rng = np.random.default_rng(seed)
     by_speaker: dict[str, list[Clip]] = {}
     for clip in clips:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset
 
-from edge_imputer.errors import DataError, InfeasibleTargetError
+from edge_imputer.errors import DataError, InfeasibleTargetError, TokenError
 from edge_imputer.frontend import LogMel
 from edge_imputer.specs import BLANK_ID, ModelSpec
 from edge_imputer.tokens import Tokenizer
@@ -205,17 +205,31 @@ class TrainingBatches(IterableDataset[Batch]):
         )
 
 
+def usable_clips(clips: list[Clip], featurizer: Featurizer, *, speed: float = 1.0) -> list[Clip]:
+    """Clips that can be trained or validated on; the others are named in the log and left out.
+
+    A clip is left out if its text has a character that the model does not know, or needs more
+    encoder frames than the audio gives when it is played `speed` times as fast.
+    """
+    usable = []
+    for clip in clips:
+        n_chunks = featurizer.spec.n_chunks(int(len(clip.waveform) / speed))
+        try:
+            featurizer.targets(clip.text, n_chunks * featurizer.spec.chunk_features)
+        except (InfeasibleTargetError, TokenError) as error:
+            log.warning("left out %s: %s", clip.record.audio, error)
+            continue
+        usable.append(clip)
+    return usable
+
+
 def fixed_batches(clips: list[Clip], featurizer: Featurizer, batch_size: int) -> list[Batch]:
-    """Batches of clips as they are, shortest first; infeasible clips are reported and left out."""
+    """Batches of usable clips (see `usable_clips`) as they are, shortest first."""
     examples = []
     for clip in clips:
         x = featurizer.features(clip.waveform)
-        try:
-            ids = featurizer.targets(clip.text, len(x))
-        except InfeasibleTargetError as error:
-            log.warning("left out %s: %s", clip.record.audio, error)
-            continue
         no_guess = np.full(len(x) // featurizer.spec.encoder.subsampling, BLANK_ID)
+        ids = featurizer.targets(clip.text, len(x))
         examples.append(Example(featurizer.normalize(x), ids, no_guess))
     examples.sort(key=lambda example: len(example.features))
     return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]

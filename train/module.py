@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_imputer.errors import DataError
 from edge_imputer.imputation import schedule
 from edge_imputer.metrics import edit_distance
 from edge_imputer.specs import BLANK_ID, ModelSpec
@@ -55,6 +56,12 @@ class ImputerModule(pl.LightningModule):
         head_in = encoder_out.detach() if self.config.stop_gradient else encoder_out
         head_loss = self._head_loss(self.dropout(head_in), alignment, frames, batch)
         self.log_dict({"ctc": ctc_loss, "imputer": head_loss}, prog_bar=True)
+        if not torch.isfinite(ctc_loss + head_loss):
+            raise DataError(
+                f"the loss is no longer finite at update {self.global_step} (CTC "
+                f"{ctc_loss.item()}, Imputer {head_loss.item()}); lower learning_rate in the "
+                "recipe, or go on from an earlier checkpoint with other data"
+            )
         if self.config.stop_gradient:
             return ctc_loss + head_loss
         weight = self.config.ctc_weight

@@ -16,15 +16,22 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader, Dataset
 
-from edge_imputer.errors import DataError
+from edge_imputer.errors import CheckpointError, DataError
 from edge_imputer.specs import FeatureSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
 
 from .augment import Augmenter
-from .checkpoint import Origin, SpecCallback, load_checkpoint
+from .checkpoint import Checkpoint, Origin, SpecCallback, load_checkpoint
 from .config import TrainConfig
 from .corpus import Clip, joined_sequences
-from .data import Batch, Featurizer, TrainingBatches, feature_statistics, fixed_batches
+from .data import (
+    Batch,
+    Featurizer,
+    TrainingBatches,
+    feature_statistics,
+    fixed_batches,
+    usable_clips,
+)
 from .module import ImputerModule
 
 log = logging.getLogger(__name__)
@@ -56,17 +63,25 @@ def train(
     Raises
     ------
     DataError
-        No clip, or a validation text with a character the training texts never have.
+        No clip that can be trained on, or a loss that is no longer finite.
+    CheckpointError
+        The checkpoint to go on from has another recipe or other data.
     """
     config.check()
-    if not train_clips:
-        raise DataError("expected at least one training clip, got none")
     pl.seed_everything(config.seed, verbose=False)
     last = out / CHECKPOINT_NAME
-    resumed = load_checkpoint(last) if resume and last.is_file() else None
+    origin = Origin(data=data_name, n_clips=len(train_clips))
+    resumed = _resumable(last, config, origin) if resume and last.is_file() else None
     rate = FeatureSpec().sample_rate
+    spec = resumed.spec if resumed else _model_spec(train_clips, config)
+    train_clips = usable_clips(train_clips, Featurizer(spec), speed=max(config.augment.speeds))
+    if not train_clips:
+        raise DataError(
+            "expected at least one training clip long enough for its transcript, got none"
+        )
     augmenter = Augmenter(train_clips, config.augment, sample_rate=rate)
-    spec = resumed.spec if resumed else _model_spec(train_clips, augmenter, config)
+    if resumed is None:
+        spec = _with_statistics(spec, augmenter, config)
     featurizer = Featurizer(spec)
     module = ImputerModule(spec, config)
     batches = TrainingBatches(
@@ -78,9 +93,10 @@ def train(
         n_isolated=config.flat_start_updates,
         n_ramp=round(config.augment.ramp * config.updates),
     )
+    batches.batch(batches.start)  # what is wrong with the data is said here, not by a worker
+    valid_clips = usable_clips(valid_clips, featurizer)
     sequences = joined_sequences(valid_clips, 64, sample_rate=rate, seed=config.seed, length=(3, 7))
     valid = fixed_batches(sequences, featurizer, config.batch_size)
-    origin = Origin(data=data_name, n_clips=len(train_clips))
     with _quiet():
         trainer = _trainer(config, out, SpecCallback(origin), progress=progress)
         trainer.fit(
@@ -94,16 +110,41 @@ def train(
     return last
 
 
-def _model_spec(clips: list[Clip], augmenter: Augmenter, config: TrainConfig) -> ModelSpec:
-    """The spec of a new model: tokens from the texts, feature statistics from the audio."""
-    spec = ModelSpec(
+def _resumable(path: Path, config: TrainConfig, origin: Origin) -> Checkpoint:
+    """The checkpoint to go on from, if it was trained by the same recipe on the same data."""
+    found = load_checkpoint(path)
+    ours = msgspec.to_builtins(config) | msgspec.to_builtins(origin)
+    theirs = msgspec.to_builtins(found.config) | msgspec.to_builtins(found.origin)
+    changed = sorted(key for key in ours if ours[key] != theirs[key])
+    if changed:
+        raise CheckpointError(
+            f"{path}: cannot resume, this run differs from the checkpoint's in "
+            f"{', '.join(changed)}; use the same recipe and data, or train into another folder"
+        )
+    return found
+
+
+def _model_spec(clips: list[Clip], config: TrainConfig) -> ModelSpec:
+    """The spec of a new model: its tokens are the characters of the texts."""
+    if not clips:
+        raise DataError("expected at least one training clip, got none")
+    if any(clip.text != clip.text.lower() for clip in clips):
+        log.warning("some transcripts have capital letters: they become tokens of their own")
+    return ModelSpec(
         features=FeatureSpec(),
         encoder=config.encoder,
         head=config.head,
         tokens=token_spec_of([" ", *(clip.text for clip in clips)]),
     )
-    spec.check()
+
+
+def _with_statistics(spec: ModelSpec, augmenter: Augmenter, config: TrainConfig) -> ModelSpec:
+    """Set mean and standard deviation of the log-mel to the training audio's."""
     mean, std = feature_statistics(augmenter, Featurizer(spec), seed=config.seed)
+    if not std > 0.01:
+        raise DataError(
+            f"expected training audio, got silence: its log-mel varies by {std:.2g} nats only"
+        )
     features = msgspec.structs.replace(spec.features, mean=round(mean, 4), std=round(std, 4))
     return msgspec.structs.replace(spec, features=features)
 
@@ -127,7 +168,7 @@ def _trainer(
         val_check_interval=min(config.valid_every, config.updates),
         check_val_every_n_epoch=None,
         gradient_clip_val=config.gradient_clip,
-        accelerator="auto",
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=1,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
         callbacks=callbacks,

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from ..bundle import Bundle
 from ..errors import BackendError, require
 from .base import Array
 from .stepper import Stepper
+
+_STDERR = 2
+_STDERR_LOCK = threading.Lock()
+_GREETING = b"INFO: Created TensorFlow Lite XNNPACK delegate"
+
+
+@contextmanager
+def _no_greeting() -> Iterator[None]:
+    """Drop the line that LiteRT's C++ prints on stderr when it loads; it has no switch for it.
+
+    What else arrives on stderr meanwhile, from any thread, is kept and passed on afterwards.
+    """
+    with _STDERR_LOCK, ExitStack() as stack:
+        with suppress(OSError):  # no stderr, or nowhere to keep what arrives: drop nothing
+            kept = stack.enter_context(tempfile.TemporaryFile())
+            stack.callback(_restore_stderr, os.dup(_STDERR), kept)
+            os.dup2(kept.fileno(), _STDERR)
+        yield
+
+
+def _restore_stderr(stderr: int, kept: BinaryIO) -> None:
+    os.dup2(stderr, _STDERR)
+    os.close(stderr)
+    kept.seek(0)
+    for line in kept:
+        if not line.startswith(_GREETING):
+            os.write(_STDERR, line)
 
 
 class LiteRtModel:
@@ -30,14 +61,15 @@ class LiteRtModel:
         module = require("ai_edge_litert.interpreter", extra="litert")
         resolvers = module.OpResolverType
         try:
-            interpreter = module.Interpreter(
-                model_path=str(path),
-                num_threads=threads,
-                experimental_op_resolver_type=(
-                    resolvers.BUILTIN_REF if reference_kernels else resolvers.AUTO
-                ),
-            )
-            interpreter.allocate_tensors()
+            with _no_greeting():
+                interpreter = module.Interpreter(
+                    model_path=str(path),
+                    num_threads=threads,
+                    experimental_op_resolver_type=(
+                        resolvers.BUILTIN_REF if reference_kernels else resolvers.AUTO
+                    ),
+                )
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise BackendError(
                 f"LiteRT could not load {path}: {error}; export the model again"

@@ -51,7 +51,7 @@ def compile_library(sources: Mapping[str, bytes]) -> Path:
     BackendError
         If there is no C compiler, it refuses the sources, or the cache cannot be written.
     """
-    compiler = _compiler()
+    compiler = find_compiler()
     flags, macros = _flags(compiler)
     folder = cache_folder() / "native"
     library = folder / f"edim-{_key(sources, [*compiler, *flags], macros)}.so"
@@ -73,7 +73,7 @@ def compile_library(sources: Mapping[str, bytes]) -> Path:
     return library
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """The command of the C compiler: ``$CC``, or the first of `COMPILERS` that is installed."""
     chosen = shlex.split(os.environ.get("CC", ""))
     for name in chosen[:1] or COMPILERS:

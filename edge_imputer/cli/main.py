@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +14,19 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import EdgeImputerError, SpecError
+from ..errors import AudioError, EdgeImputerError, SpecError
 
 app = typer.Typer(
     name="edge-imputer",
     help="Keyword spotting and small speech recognition for small devices.",
+    epilog="""Examples:
+
+    `edge-imputer demo --out build/demo`
+
+    `edge-imputer transcribe build/demo/bundle clip.wav`
+
+    `edge-imputer spot build/demo/bundle clip.wav --keyword seven`
+    """,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -111,12 +119,14 @@ def transcribe(
     recognizer = Recognizer(
         bundle, backend=backend.value, n_steps=steps, schedule=_schedule(schedule, steps)
     )
-    for path in audio:
+
+    def lines(path: Path) -> list[str]:
         transcript = recognizer.transcribe(path, resample=resample)
         if as_json:
-            _print_json({"audio": str(path), **transcript.to_dict()})
-        else:
-            print(f"{path}: {transcript.text}" if len(audio) > 1 else transcript.text)
+            return [_json({"audio": str(path), **transcript.to_dict()})]
+        return [f"{path}: {transcript.text}" if len(audio) > 1 else transcript.text]
+
+    _print_each(audio, lines)
 
 
 @app.command()
@@ -143,15 +153,18 @@ def spot(
 
     keywords = keyword if threshold is None else dict.fromkeys(keyword, threshold)
     spotter = KeywordSpotter(bundle, keywords, backend=backend.value, n_steps=steps)
-    for path in audio:
-        for event in spotter.spot(path, resample=resample):
-            if as_json:
-                _print_json({"audio": str(path), **event.to_dict()})
-            else:
-                print(
-                    f"{path}: {event.start_s:7.2f} to {event.end_s:.2f} s  {event.text}  "
-                    f"confidence {event.confidence:.2f}"
-                )
+
+    def lines(path: Path) -> list[str]:
+        events = spotter.spot(path, resample=resample)
+        if as_json:
+            return [_json({"audio": str(path), **event.to_dict()}) for event in events]
+        return [
+            f"{path}: {event.start_s:7.2f} to {event.end_s:.2f} s  {event.text}  "
+            f"confidence {event.confidence:.2f}"
+            for event in events
+        ]
+
+    _print_each(audio, lines)
 
 
 @app.command()
@@ -177,9 +190,11 @@ def train(
 
     `edge-imputer train --data my_corpus --config recipe.toml --resume`
     """
-    from .steps import load_corpus, recipe, train_checkpoint
+    from .steps import load_corpus, recipe, refuse_to_overwrite, train_checkpoint
 
     corpus = load_corpus(data, hold_out=hold_out)
+    if not resume:
+        refuse_to_overwrite(out)
     checkpoint = train_checkpoint(
         corpus, recipe(config, updates=updates, seed=seed), out, resume=resume
     )
@@ -223,7 +238,7 @@ def bench(
     figures = run_bench(name, bundle)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    _print_json(figures)
+    print(_json(figures))
 
 
 @app.command()
@@ -253,7 +268,7 @@ def demo(
     from .demo import run_demo
 
     figures = run_demo(data, out, hold_out=hold_out, config=config, updates=updates, seed=seed)
-    _print_json(figures)
+    print(_json(figures))
 
 
 def _schedule(text: str | None, steps: int | None) -> tuple[int, ...] | None:
@@ -268,8 +283,31 @@ def _schedule(text: str | None, steps: int | None) -> tuple[int, ...] | None:
         raise SpecError(f"expected --schedule such as 5,1,1,1, got {text!r}") from None
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+def _print_each(paths: Iterable[Path], lines: Callable[[Path], list[str]]) -> None:
+    """Print what `lines` finds in each file; a bad file stops only itself, and exit code 2."""
+    failed = False
+    for path in paths:
+        try:
+            found = lines(path)
+        except (AudioError, OSError) as error:
+            failed = True
+            _print_error(error)
+        else:
+            for line in found:
+                print(line)
+    if failed:
+        raise typer.Exit(2)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _print_error(error: Exception) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    print("error:", " ".join(text.splitlines()), file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
@@ -277,14 +315,14 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 
 
 def main(args: Iterable[str] | None = None) -> None:
-    """Entry point. An error of ours is one line on stderr and exit code 2."""
+    """Entry point. An error of ours or of the file system is one line on stderr, exit code 2."""
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             app(args=None if args is None else list(args))
-        except EdgeImputerError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (EdgeImputerError, OSError) as error:
+            _print_error(error)
             sys.exit(2)
 
 

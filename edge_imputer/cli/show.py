@@ -6,21 +6,28 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..bundle import Bundle, Interval
 from ..latency import Latency
 from ..specs import ModelSpec
 
-console = Console(highlight=False, soft_wrap=True)
+# Texts come from corpora and models: "[/b]" and ":cat:" in them are no markup.
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def say(*parts: object) -> None:
+    """Print a line verbatim, the parts a space apart."""
+    console.print(*(Text(str(part)) for part in parts))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; the first column is text, the others are numbers."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if index == 0 else "right")
     for row in rows:
-        drawn.add_row(*map(str, row))
+        drawn.add_row(*(Text(str(cell)) for cell in row))
     console.print(drawn)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +11,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..bundle import Bundle, Provenance
-from ..errors import DataError, require
+from ..errors import CheckpointError, DataError, require
 from ..specs import FeatureSpec
 
 if TYPE_CHECKING:
+    from edge_imputer.export.bundle import Emitter
     from edge_imputer.train.config import TrainConfig
     from edge_imputer.train.corpus import Clip, ClipRecord, Split
 
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
 SHIPPED = "shipped digits"
 N_CALIBRATION = 96
+EXPORT_MODULES = ("onnx", "flatbuffers", "ai_edge_litert.schema_py_generated")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ def recipe(path: Path | None, *, updates: int | None, seed: int | None) -> Train
     return msgspec.structs.replace(config, **{k: v for k, v in changes.items() if v is not None})
 
 
+def refuse_to_overwrite(out: Path) -> None:
+    """Raise if `out` holds a checkpoint that training afresh would replace."""
+    from edge_imputer.train.trainer import CHECKPOINT_NAME
+
+    path = out / CHECKPOINT_NAME
+    if path.exists():
+        raise CheckpointError(
+            f"{path} exists; go on from it with --resume, or train into another folder with --out"
+        )
+
+
 def train_checkpoint(
     corpus: Corpus, config: TrainConfig, out: Path, *, resume: bool = False
 ) -> Path:
@@ -89,15 +103,22 @@ def train_checkpoint(
 
 
 def export_checkpoint(
-    checkpoint: Path, corpus: Corpus, out: Path, *, licence: str = "unstated"
+    checkpoint: Path,
+    corpus: Corpus,
+    out: Path,
+    *,
+    name: str | None = None,
+    licence: str = "unstated",
+    emitters: Sequence[Emitter] = (),
 ) -> Bundle:
     """Quantise on a corpus' train split and write every artefact.
 
     `licence` is that of the model, which the training data decides: only its owner can state it.
+    `name` is the folder's if not given.
+    `emitters` see the quantised graphs besides the C emitter.
     """
-    require("onnx", extra="export")
-    require("flatbuffers", extra="export")
-    require("lightning", extra="train")
+    for module in ("lightning", *EXPORT_MODULES):
+        require(module, extra="export")
     from edge_imputer.export.bundle import export_bundle
     from edge_imputer.firmware_bridge.emit import write_native
     from edge_imputer.train.checkpoint import load_checkpoint
@@ -106,6 +127,11 @@ def export_checkpoint(
     from .. import __version__
 
     loaded = load_checkpoint(checkpoint)
+    if corpus.name == SHIPPED and not loaded.origin.data.startswith(SHIPPED):
+        raise DataError(
+            f"{checkpoint} was trained on {loaded.origin.data}, not on the {SHIPPED}: quantisation "
+            "needs audio like that it will hear; pass --data FOLDER"
+        )
     clips = joined_sequences(
         corpus.clips("train"),
         N_CALIBRATION,
@@ -128,7 +154,7 @@ def export_checkpoint(
         spec=loaded.spec,
         provenance=provenance,
         calibration=[clip.waveform for clip in clips],
-        name=out.resolve().name,
+        name=name or out.resolve().name,
         licence=licence,
-        emitters=[write_native],
+        emitters=[write_native, *emitters],
     )
