@@ -14,6 +14,7 @@ sha256 is an error that says so. An older schema is migrated by an explicit func
       tflite/encoder.tflite, tflite/imputer.tflite       int8
       native/edim_model.c, native/edim_model.h           the same integers as C99 tables
       native/edim_kernels.c, native/edim_kernels.h       the kernels they call
+      native/edge_imputer.c, native/edge_imputer.h       the interface of the C code
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import soundfile as sf
 
 from edge_imputer.bundle import Bundle
 from edge_imputer.cli.main import main
+from edge_imputer.cli.show import say, table
 
 RATE = 16_000
 
@@ -123,7 +124,62 @@ def test_clipped_audio_is_a_warning_once(capsys, untrained_bundle, tmp_path):
     _, err = capsys.readouterr()
     assert stop.value.code == 0
     assert err.count("warning: ") == 1
-    assert "clip" in err
+    assert str(path) in err
+
+
+def test_every_clipped_file_is_named(capsys, untrained_bundle, tmp_path):
+    paths = [tmp_path / "one.wav", tmp_path / "two.wav"]
+    for path in paths:
+        sf.write(path, np.full(RATE, 32767, np.int16), RATE, subtype="PCM_16")
+    with pytest.raises(SystemExit) as stop:
+        main(["transcribe", str(untrained_bundle), *map(str, paths)])
+    warned = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 0
+    assert len(warned) == 2
+    for line, path in zip(warned, paths, strict=True):
+        assert line.startswith(f"warning: {path} is clipped")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("transcribe",), ("spot", "-w", "two", "--threshold", "0.000001")]
+)
+def test_a_bad_file_does_not_stop_the_others(capsys, untrained_bundle, clip, tmp_path, arguments):
+    last = tmp_path / "last.wav"
+    shutil.copy(clip, last)
+    bad = [bad_audio(tmp_path, "truncated"), tmp_path / "missing.wav"]
+    command, *options = arguments
+    with pytest.raises(SystemExit) as stop:
+        main([command, *map(str, (untrained_bundle, clip, *bad, last)), "--json", *options])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert {json.loads(line)["audio"] for line in out.splitlines()} == {str(clip), str(last)}
+    errors = err.splitlines()
+    assert len(errors) == 2
+    for line, path in zip(errors, bad, strict=True):
+        assert line.startswith("error: ")
+        assert str(path) in line
+
+
+def test_errors_of_the_file_system_are_one_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("a file where a folder must go")
+    monkeypatch.setattr("edge_imputer.cli.benches.BENCHES", {"latency": lambda bundle: {}})
+    line = refusal(capsys, "bench", "latency", "--out", tmp_path / "taken")
+    assert line == f"error: {tmp_path / 'taken'}: File exists"
+
+
+def test_texts_are_printed_verbatim(capsys):
+    data = "[/noise] [bold]a[/bold] :cat: [link"
+    say("said:", data)
+    table(data, ["", data], [(data, data)])
+    assert capsys.readouterr().out.count(data) == 5
+
+
+def test_info_prints_a_name_verbatim(capsys, untrained_bundle, tmp_path):
+    renamed = tmp_path / "renamed"
+    shutil.copytree(untrained_bundle, renamed)
+    manifest = json.loads((renamed / "manifest.json").read_text())
+    (renamed / "manifest.json").write_text(json.dumps({**manifest, "name": "[/noise]"}))
+    assert "[/noise]" in run(capsys, "info", renamed)
 
 
 def test_bad_bundles_are_refused(capsys, untrained_bundle, clip, tmp_path):
@@ -188,9 +244,55 @@ def test_data_variable_finds_corpora(capsys, tmp_path, monkeypatch):
     assert str(tmp_path / "mine") in refusal(capsys, "train", "--data", "mine")
 
 
+def examples(text: str) -> list[str]:
+    """Commands that a help shows, with all their arguments; the line of the usage is none."""
+    lines = [line.strip().removeprefix("Example: ") for line in text.splitlines()]
+    return [line for line in lines if line.startswith("edge-imputer ")]
+
+
 def test_every_help_has_an_example(capsys):
-    for command in ("demo", "train", "export", "transcribe", "spot", "bench", "info"):
-        assert f"edge-imputer {command}" in run(capsys, command, "--help")
+    arguments = {
+        "demo": "--data",
+        "train": "--out",
+        "export": ".ckpt",
+        "transcribe": "clip.wav",
+        "spot": "--keyword",
+        "bench": "latency",
+        "info": "bundle",
+    }
+    for command, argument in arguments.items():
+        shown = examples(run(capsys, command, "--help"))
+        assert any(e.startswith(f"edge-imputer {command} ") and argument in e for e in shown)
+    assert len(examples(run(capsys, "--help"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        (("transcribe", "BUNDLE", "CLIP", "--backend", "litert"), "ai_edge_litert", "litert"),
+        (("export", "none.ckpt"), "onnx", "export"),
+    ],
+)
+def test_missing_extra_is_one_line(untrained_bundle, clip, command, module, extra):
+    paths = {"BUNDLE": str(untrained_bundle), "CLIP": str(clip)}
+    program = (
+        "import runpy, sys\n"
+        "runpy.run_path('tests/conftest.py')\n"
+        f"sys.modules[{module!r}] = None  # as if it were not installed\n"
+        "from edge_imputer.cli.main import main\n"
+        f"main({[paths.get(word, word) for word in command]!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.rstrip().endswith(f"pip install 'edge-imputer[{extra}]'")
 
 
 def test_transcribe_loads_no_torch(untrained_bundle, clip):

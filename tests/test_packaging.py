@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -16,14 +17,16 @@ from email.parser import Parser
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+import soundfile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import edge_imputer
 
-ROOT = Path(__file__).resolve().parent.parent
-IN_CI = os.environ.get("EDGE_IMPUTER_CI") == "1"
+from .conftest import IN_CI, ROOT
+
 MAPPED = ("train", "export", "firmware_bridge")
 PROJECT = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
 
@@ -251,6 +254,20 @@ def test_installed_command_answers(runtime: Path, tmp_path: Path, command: str) 
     result = run(runtime / "edge-imputer", *command.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "Usage: edge-imputer" in result.stdout
+
+
+def test_installed_command_transcribes_without_torch(
+    runtime: Path, tmp_path: Path, untrained_bundle: Path
+) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.random.default_rng(0).uniform(-0.3, 0.3, 8_000), 16_000)
+    absent = "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('lightning'))"
+    assert run(runtime / "python", "-c", absent, cwd=tmp_path).stdout.split() == ["None", "None"]
+    command = (runtime / "edge-imputer", "transcribe", untrained_bundle, "clip.wav", "--json")
+    result = run(*command, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    answer = json.loads(result.stdout)
+    assert (answer["audio"], answer["duration_s"]) == ("clip.wav", 0.5)
 
 
 @pytest.mark.parametrize("command", ["train", "demo"])

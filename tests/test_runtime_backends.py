@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from edge_imputer.backends import Backend, load_backend
 from edge_imputer.backends.base import Array
-from edge_imputer.backends.litert import LiteRtModel
+from edge_imputer.backends.litert import LiteRtModel, _no_greeting
 from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.bundle import Bundle, Provenance
 from edge_imputer.errors import BackendError, BundleIntegrityError, MissingExtraError
@@ -210,3 +212,46 @@ def test_integer_kernels_can_be_asked_for(bundle: Bundle) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert np.abs(a.astype(int) - b).max() <= 3
+
+
+# ------------------------------------------------------------------------------ LiteRT's stderr
+
+
+def test_litert_loads_without_a_word(bundle: Bundle) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from edge_imputer.backends.litert import LiteRtModel\n"
+        "LiteRtModel(Path(sys.argv[1]))\n"
+        "print('own words', file=sys.stderr)\n"
+    )
+    done = subprocess.run(  # a process of its own: LiteRT prints its line once a process
+        [sys.executable, "-c", program, str(bundle.file("tflite/encoder.tflite").resolve())],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "own words\n")
+
+
+def test_other_words_on_stderr_are_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        with _no_greeting():
+            os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: a\n")
+            raise RuntimeError("b")
+
+    with pytest.raises(RuntimeError, match="b"):
+        fail()
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "ERROR: a\nafter\n"
+
+
+def test_no_stderr_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(fd: int) -> int:
+        raise OSError(f"bad file descriptor {fd}")
+
+    monkeypatch.setattr(os, "dup", closed)
+    with _no_greeting():
+        reached = True
+    assert reached

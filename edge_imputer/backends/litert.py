@@ -28,15 +28,16 @@ def _no_greeting() -> Iterator[None]:
     """
     with _STDERR_LOCK, ExitStack() as stack:
         with suppress(OSError):  # no stderr, or nowhere to keep what arrives: drop nothing
+            stderr = os.dup(_STDERR)
+            stack.callback(os.close, stderr)
             kept = stack.enter_context(tempfile.TemporaryFile())
-            stack.callback(_restore_stderr, os.dup(_STDERR), kept)
+            stack.callback(_restore_stderr, stderr, kept)
             os.dup2(kept.fileno(), _STDERR)
         yield
 
 
 def _restore_stderr(stderr: int, kept: BinaryIO) -> None:
     os.dup2(stderr, _STDERR)
-    os.close(stderr)
     kept.seek(0)
     for line in kept:
         if not line.startswith(_GREETING):
