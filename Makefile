@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # More arguments for pip, for example an index with CPU builds of torch (see README.md).
 PIP_ARGS ?=
-# A folder with more corpora for `make demo`.
+# A corpus folder for `make demo` to use instead of the shipped digits.
 DATA ?=
 # More arguments for pytest, and for `make bench-NAME`.
 PYTEST_ARGS ?=
@@ -21,7 +21,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format typecheck check bench-latency wheel clean
+.PHONY: help setup demo test test-slow lint format typecheck check bench-latency bench-frontend \
+  wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,8 +68,11 @@ typecheck: setup  ## mypy --strict under the installed package names
 
 check: lint typecheck test  ## everything CI runs
 
-bench-latency: setup  ## milliseconds a chunk, by backend and number of steps (BENCH_ARGS=...)
+bench-latency: setup  ## CPU microseconds a step on every runtime (BENCH_ARGS=...)
 	$(BIN)/edge-imputer bench latency $(BENCH_ARGS)
+
+bench-frontend: setup  ## CPU microseconds of log-mel a second of audio (BENCH_ARGS=...)
+	$(BIN)/edge-imputer bench frontend $(BENCH_ARGS)
 
 bench-%: setup  ## any other benchmark of `edge-imputer bench`
 	$(BIN)/edge-imputer bench $* $(BENCH_ARGS)

@@ -7,7 +7,8 @@ order of execution. It exists in two forms with the same operations:
 - *quantised*: every activation has an int8 scale and zero point, weights are int8 per output
   channel, biases int32 with scale ``input_scale * weight_scale``. `run_int` executes it exactly.
 
-Operations (`Op.kind`), with the semantics of the TFLite operator of that name:
+Operations (`Op.kind`), with the semantics of the TFLite operator of that name, but for how
+accumulators are rounded (see `fixed_point`):
 
 =================  =====================  =======================================================
 kind               inputs                 attributes

@@ -1,7 +1,8 @@
 """The integers an operation needs at run time, derived from the quantised graph in one place.
 
 `run_int` and the C emitter both read them here, so that a multiplier or a clamp exists once.
-Formulas are those of TFLite's reference kernels, down to where they round to float32.
+Multipliers, clamps and tables are those of TFLite's reference kernels, down to where they round to
+float32; how an accumulator is rounded is not (see `fixed_point`).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class SumParams:
 
 @dataclass(frozen=True)
 class MulParams:
-    """mul: ``y = clamp(multiply((x - zero_x) * (y - zero_y), multiplier, shift) + zero_out)``."""
+    """mul: ``y = clamp(requantize((x - zero_x) * (y - zero_y), multiplier, shift) + zero_out)``."""
 
     zero_points: tuple[int, int, int]
     multiplier: int

@@ -1,8 +1,9 @@
 """Executes a graph in numpy: in float, or exactly in the integers every device computes.
 
-`run_int` follows TFLite's reference kernels. Its results are what LiteRT's reference kernels,
-the C kernels and emulated microcontrollers must reproduce; onnxruntime and XNNPACK, which
-requantise in float32, come within one step (see `parity`).
+`run_int` has the semantics of TFLite's int8 operators, but rounds the accumulators of
+convolutions, fully connected layers and products once (see `fixed_point`). The C kernels give its
+bytes. onnxruntime and XNNPACK, which requantise in float32, and TFLite's own reference kernels
+and TFLite Micro, which round twice, come within one step a layer (see `parity`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The fenced ``python`` blocks of a page run top to bottom in one namespace, in a 
 ``build/demo/bundle``, as `make demo` leaves it but with random weights, and ``clip.wav``.
 ``print(...)  # text`` promises the printed line. A block is left out only by ``<!-- no-run -->``
 on the line above its fence. A line of a ``console`` block that starts with ``$`` must name a
-command of ours with options it has, or a target of the Makefile.
+command of ours with options it has, or a target of the Makefile. Relative links lead to files.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from edge_imputer.cli.main import app
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^()\s]+)\)")
 NO_RUN = "<!-- no-run -->\n"
 
 
@@ -82,6 +83,13 @@ def check_command(line: str) -> None:
         subprocess.run(dry, check=True, capture_output=True, text=True)
 
 
+def broken_links(page: Path, markdown: str) -> list[str]:
+    """Relative links of a page, outside its blocks, that lead to no file or folder."""
+    links = [link.split("#")[0] for link in LINK.findall(FENCE.sub("", markdown))]
+    relative = [link for link in links if link and not re.match(r"[a-z]+:", link)]
+    return [link for link in relative if not (page.parent / link).exists()]
+
+
 def pages_with(language: str) -> list[Any]:
     """Test parameters: the pages that hold a block of `language`."""
     return [
@@ -112,6 +120,13 @@ def test_python_blocks_run(page: Path, workspace: Path, monkeypatch: pytest.Monk
 def test_console_commands_exist(page: Path) -> None:
     for line in commands(page.read_text("utf-8")):
         check_command(line)
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    assert broken_links(page, page.read_text("utf-8")) == []
 
 
 def test_readme_has_a_first_use_and_the_two_commands() -> None:
@@ -162,3 +177,9 @@ def test_a_wrong_block_fails(text: str) -> None:
 def test_a_wrong_command_fails(line: str) -> None:
     with pytest.raises(Exception, match="nonsense"):
         check_command(line)
+
+
+def test_a_link_to_nothing_is_found() -> None:
+    links = "[a](LICENSE) [b](docs/nothing.md#part) [c](https://example.org/x) [d](#part) [e](none)"
+    fenced = "\n```python\nx[0](missing)\n```\n"
+    assert broken_links(ROOT / "README.md", links + fenced) == ["docs/nothing.md", "none"]

@@ -54,7 +54,8 @@ class CrnnEncoder(nn.Module):
     """Log-mel frames -> encoder frames.
 
     Every layer looks at the past only, so frames past an utterance's end cannot reach the ones
-    before it: a padded batch equals each clip alone without a mask.
+    before it: in evaluation mode a padded batch equals each clip alone without a mask. In training
+    mode the batch statistics of batch norm see the padded frames.
     """
 
     def __init__(self, spec: CrnnSpec, features: FeatureSpec) -> None:

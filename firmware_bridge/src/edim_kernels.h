@@ -24,7 +24,8 @@
     ((depth) < EDIM_SHALLOW ? (rows) * (depth) : EDIM_TILE * (depth))
 
 /* A real factor, multiplier * 2^(shift - 31): multiplier is 0 or in [2^30, 2^31), shift in
- * [-31, 30]. Applied with one rounding, but in sums with two, as TFLite does. */
+ * [-31, 30]. Accumulators and products are rounded once, sums twice as in TFLite; why is said in
+ * edge_imputer.export.fixed_point. */
 typedef struct edim_factor {
     int32_t multiplier;
     int32_t shift;
