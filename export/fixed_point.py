@@ -8,9 +8,9 @@ The accumulators of convolutions, fully connected layers and products are rounde
 number, which LiteRT's XNNPACK kernels and onnxruntime compute in floating point, so the three
 runtimes give the same integers but for ties. The older *double* rounding of gemmlowp (a rounding
 high multiplication, then a rounding shift) differs from them in up to 0.4 % of the outputs of a
-layer, enough to change one transcript in twenty of a noisy stream. Sums keep it, as TFLite's add
-and sub do; no difference to the other runtimes was seen there on real frames. Everything works on int64 arrays that hold int32 values, and
-on scalars.
+layer, enough to change 13 of 220 transcripts of a weak model. Sums keep it, as TFLite's add and sub
+do: there a difference to the other runtimes is rarer still. Everything works on int64 arrays that
+hold int32 values, and on scalars.
 """
 
 from __future__ import annotations
