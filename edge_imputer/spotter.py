@@ -178,9 +178,7 @@ def keyword_detector(
     )
     if refractory_frames is None:
         refractory_frames = round(REFRACTORY_S / spec.frame_s)
-    return KeywordDetector(
-        scorer, tuple(thresholds.values()), refractory_frames=refractory_frames
-    )
+    return KeywordDetector(scorer, tuple(thresholds.values()), refractory_frames=refractory_frames)
 
 
 def _push_all(detector: KeywordDetector, chunks: Iterable[ImputedChunk]) -> list[KeywordHit]:
