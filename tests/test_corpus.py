@@ -14,6 +14,7 @@ import soundfile as sf
 from edge_imputer.errors import DataError, InfeasibleTargetError
 from edge_imputer.specs import CrnnSpec, FeatureSpec, ImputerSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
+from edge_imputer.train import augment
 from edge_imputer.train.augment import Augmenter, AugmentSpec, coloured_noise
 from edge_imputer.train.corpus import (
     Clip,
@@ -165,6 +166,27 @@ def test_sequences_keep_to_one_speaker_and_repeat(clips):
     assert [c.text for c in first] == [c.text for c in again]
     assert {c.speaker for c in first} == {"s0", "s1"}
     assert all(2 <= len(c.text.split()) <= 4 for c in first)
+
+
+def test_joining_stops_before_the_speech_gets_too_long(clips):
+    spec = AugmentSpec(longest_s=1.2, speeds=(1.0,), edge_s=(0.0, 0.0), gap_s=(0.1, 0.1))
+    augmenter = Augmenter(clips, spec, sample_rate=RATE)
+    for seed in range(8):
+        utterance = augmenter.utterance(4, np.random.default_rng(seed))
+        assert len(utterance.text.split()) == len(utterance.spans) == 2  # clips of 0.5 s
+        assert len(utterance.waveform) == round(1.1 * RATE)
+        _, start, end = utterance.spans[1]
+        assert 0.6 <= start < end <= 1.1
+
+
+def test_memory_limit_changes_no_batch(clips, featurizer, monkeypatch):
+    def batch() -> np.ndarray:
+        augmenter = Augmenter(clips, AugmentSpec(), sample_rate=RATE)
+        return TrainingBatches(augmenter, featurizer, batch_size=4, seed=1).batch(3).features
+
+    kept = batch()
+    monkeypatch.setattr(augment, "KEPT_S", 0.0)
+    assert np.array_equal(kept, batch())
 
 
 def test_noise_has_unit_power_and_falls_with_frequency():

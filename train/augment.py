@@ -1,6 +1,6 @@
 """Augmentation, in numpy: speed, joining, noise, rooms, gain; bands and masks on the log-mel.
 
-What is costly is done once (`Augmenter.__init__` resamples every clip at each speed); a training
+What is costly is done once (a clip is resampled the first time it is drawn at a speed); a training
 example is then mostly concatenation and one pass of noise.
 """
 
@@ -20,6 +20,27 @@ from .corpus import Clip, Waveform, join_clips
 Float32 = npt.NDArray[np.float32]
 
 
+KEPT_S = 7200.0  # resampled audio kept in memory, 0.5 GB
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A clip played at another speed."""
+
+    clip: Clip
+    speech: tuple[float, float]  # start and end of the speech in it, seconds
+    duration_s: float
+
+    @classmethod
+    def of(cls, clip: Clip, speed: float, sample_rate: int) -> Variant:
+        """Tempo and pitch together, as a tape played faster: resampling to another length."""
+        if speed != 1.0:
+            resampled = soxr.resample(clip.waveform, sample_rate * speed, sample_rate, quality="HQ")
+            clip = Clip(clip.record, resampled)
+        span = speech_span(clip.waveform, sample_rate=sample_rate)
+        return cls(clip, span, len(clip.waveform) / sample_rate)
+
+
 @dataclass(frozen=True)
 class Utterance:
     """A training utterance, and where each of its clips speaks."""
@@ -34,6 +55,7 @@ class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     speeds: tuple[float, ...] = (0.78, 0.87, 0.95, 1.05, 1.15, 1.28)
     clips_joined: tuple[int, int] = (2, 4)
+    longest_s: float = 8.0  # joining stops before the speech gets longer than this
     isolated: float = 0.4  # share of batches with one clip an utterance
     same_speaker: float = 0.6  # share of sequences in one voice
     gap_s: tuple[float, float] = (0.02, 0.35)
@@ -73,13 +95,9 @@ class Augmenter:
     def __init__(self, clips: list[Clip], spec: AugmentSpec, *, sample_rate: int) -> None:
         self.spec = spec
         self.sample_rate = sample_rate
-        self.variants = [
-            [clip if s == 1.0 else _at_speed(clip, s, sample_rate) for s in spec.speeds]
-            for clip in clips
-        ]
-        self.speech = [
-            [speech_span(v.waveform, sample_rate=sample_rate) for v in vs] for vs in self.variants
-        ]
+        self.clips = clips
+        self._variants: dict[tuple[int, int], Variant] = {}
+        self._kept_s = 0.0
         speakers: dict[str, list[int]] = {}
         for index, clip in enumerate(clips):
             speakers.setdefault(clip.speaker, []).append(index)
@@ -96,14 +114,14 @@ class Augmenter:
         `strength`, 0 to 1, scales what is ramped up in training.
         """
         spec = self.spec
-        indices, speeds, gaps = self._choose(n_clips, rng)
-        clips = [self.variants[i][s] for i, s in zip(indices, speeds, strict=True)]
+        variants, gaps = self._choose(n_clips, rng)
+        clips = [variant.clip for variant in variants]
         waveform, text = join_clips(clips, gaps, sample_rate=self.sample_rate)
         spans, at = [], 0.0
-        for clip, gap, i, s in zip(clips, gaps, indices, speeds, strict=False):
-            start, end = self.speech[i][s]
-            spans.append((clip.text, at + gap + start, at + gap + end))
-            at += gap + len(clip.waveform) / self.sample_rate
+        for variant, gap in zip(variants, gaps, strict=False):
+            start, end = variant.speech
+            spans.append((variant.clip.text, at + gap + start, at + gap + end))
+            at += gap + variant.duration_s
         if rng.random() < strength * spec.room:
             waveform = _in_room(waveform, rng, self.sample_rate)
         if rng.random() >= spec.quiet:
@@ -116,17 +134,31 @@ class Augmenter:
 
     def _choose(
         self, n: int, rng: np.random.Generator
-    ) -> tuple[list[int], list[int], npt.NDArray[np.float64]]:
-        """Clips and speeds by index, and the gaps in seconds around them, (n + 1,)."""
+    ) -> tuple[list[Variant], npt.NDArray[np.float64]]:
+        """At most n clips at some speed, and the gaps in seconds around them."""
         spec = self.spec
-        first = int(rng.integers(len(self.variants)))
+        first = int(rng.integers(len(self.clips)))
         pool = self.same_speaker[first] if rng.random() < spec.same_speaker else None
-        rest = rng.integers(len(self.variants) if pool is None else len(pool), size=n - 1)
+        rest = rng.integers(len(self.clips) if pool is None else len(pool), size=n - 1)
         indices = [first, *(rest if pool is None else pool[rest]).tolist()]
         speeds = rng.integers(len(spec.speeds), size=n).tolist()
         gaps = rng.uniform(*spec.gap_s, size=n + 1)
         gaps[[0, -1]] = rng.uniform(*spec.edge_s, size=2)
-        return indices, speeds, gaps
+        variants = [self._variant(i, s) for i, s in zip(indices, speeds, strict=True)]
+        ends = np.cumsum([variant.duration_s for variant in variants])
+        n = max(1, int(np.sum(ends <= spec.longest_s)))
+        return variants[:n], np.append(gaps[:n], gaps[-1])
+
+    def _variant(self, index: int, speed: int) -> Variant:
+        """A clip at one of the speeds; resampled once, as far as memory is given."""
+        key = index, speed
+        if key not in self._variants:
+            variant = Variant.of(self.clips[index], self.spec.speeds[speed], self.sample_rate)
+            if self._kept_s + variant.duration_s > KEPT_S:
+                return variant
+            self._variants[key] = variant
+            self._kept_s += variant.duration_s
+        return self._variants[key]
 
     def features(
         self, log_mel: Float32, rng: np.random.Generator, strength: float = 1.0
@@ -171,12 +203,6 @@ def speech_span(
     energy = np.mean(frames**2, axis=1)
     loud = np.flatnonzero(energy >= energy.max() * 10 ** (-below_peak_db / 10))
     return float(loud[0]) / 100, float(loud[-1] + 1) / 100
-
-
-def _at_speed(clip: Clip, speed: float, sample_rate: int) -> Clip:
-    """Tempo and pitch together, as a tape played faster: resampling to another length."""
-    waveform = soxr.resample(clip.waveform, sample_rate * speed, sample_rate, quality="HQ")
-    return Clip(clip.record, waveform)
 
 
 def _in_room(waveform: Waveform, rng: np.random.Generator, sample_rate: int) -> Waveform:
