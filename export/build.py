@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_imputer.errors import ExportError
+from edge_imputer.quantization import QuantParams
 from edge_imputer.specs import ModelSpec
 
 from .graph import Array, Graph, Op, Tensor
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 FEATURES, ENCODER_OUT = "features", "encoder_out"
 ENCODER_WINDOW, ALIGNMENT, LOGITS = "encoder_window", "alignment", "logits"
+
+
+# A GRU's state is a mean of tanh outputs, so it takes their scale. The difference of the two is
+# then a whole number d of steps, at most 255; its own step is 257 / 127 of theirs, so that
+# d * 127 / 257 is never near a half, which runtimes round differently.
+GRU_STATE = QuantParams(scale=1 / 128, zero_point=0)
+GRU_GAP = QuantParams(scale=float(np.float32(257 / 127 / 128)), zero_point=0)
 
 
 class GraphBuilder:
@@ -270,6 +278,7 @@ def _gru_cell(g: GraphBuilder, name: str, x: str, h: str, weights: _Weights) -> 
     )
     candidate = g.unary("tanh", f"{name}.n", candidate)
     gap = g.binary("sub", f"{name}.gap", h, candidate)
+    g.graph.structural_quant |= {h: GRU_STATE, gap: GRU_GAP}
     kept = g.binary("mul", f"{name}.kept", z, gap)
     return g.binary("add", f"{name}.next_state", candidate, kept)
 

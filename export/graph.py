@@ -80,7 +80,8 @@ class Graph:
     """Operations in execution order, with named tensors.
 
     The last `n_states` inputs and the last `n_states` outputs are the streaming state: output k
-    of one call is input k of the next.
+    of one call is input k of the next. `structural_quant` holds int8 parameters that follow from
+    the network's structure and are not calibrated.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Graph:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     n_states: int = 0
+    structural_quant: dict[str, QuantParams] = field(default_factory=dict)
 
     @property
     def quantised(self) -> bool:

@@ -129,7 +129,7 @@ def quantise(
         raise ExportError(f"expected a float graph, got {graph.name}, which is quantised already")
     for tensor in graph.tensors.values():
         _check_constant(graph, tensor)
-    params = _activation_params(graph, ranges, fixed or {})
+    params = _activation_params(graph, ranges, {**graph.structural_quant, **(fixed or {})})
     tensors = {
         name: replace(t, dtype="int8", quant=params[name]) if name in params else replace(t)
         for name, t in graph.tensors.items()
