@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_imputer.train.alignment import mask_blocks, viterbi_alignment
-from edge_imputer.train.loss import feasible, imputer_loss
+from edge_imputer.train.loss import imputer_loss
 
 from .brute_force import alignments, collapse, path_log_prob
 
@@ -159,10 +159,3 @@ def test_mask_blocks_opens_the_same_number_in_every_block(batch, n_blocks, block
     assert torch.all((opened >= 1) & (opened <= block))
     kept = partial != 9
     assert torch.equal(partial[kept], alignment[kept])
-
-
-def test_feasible_counts_repeats():
-    targets = torch.tensor([[1, 1, 2], [1, 2, 1], [1, 1, 1]])
-    lengths = torch.tensor([3, 3, 5])
-    assert feasible(targets, lengths, torch.tensor([3, 3, 3])).tolist() == [False, True, True]
-    assert feasible(targets, lengths, torch.tensor([2, 1, 0])).tolist() == [True, True, True]

@@ -56,8 +56,8 @@ def imputer_loss(
     -------
     loss : (B,)
         In nats. An utterance that no alignment can explain (too few frames, or filled-in tokens
-        that contradict the target) gives 0 and no gradient; find such utterances beforehand with
-        `feasible`.
+        that contradict the target) gives 0 and no gradient; `edge_imputer.train.data.usable_clips`
+        finds such utterances beforehand.
     """
     clamped = clamp_to_alignment(log_probs, alignment, mask_id)
     return F.ctc_loss(
@@ -69,10 +69,3 @@ def imputer_loss(
         reduction="none",
         zero_infinity=True,
     )
-
-
-def feasible(targets: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
-    """Whether each utterance has frames enough: T >= S + repeats, bool (B,)."""
-    inside = torch.arange(1, targets.shape[1], device=targets.device) < target_lengths[:, None]
-    repeats = ((targets[:, 1:] == targets[:, :-1]) & inside).sum(1)
-    return input_lengths >= target_lengths + repeats
