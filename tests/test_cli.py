@@ -310,3 +310,18 @@ def test_transcribe_loads_no_torch(untrained_bundle, clip):
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_benchmarks_end_with_their_figures(capsys, untrained_bundle, tmp_path):
+    """The last line is the JSON object that is also written to NAME.json."""
+    out = run(capsys, "bench", "latency", "--bundle", untrained_bundle, "--out", tmp_path)
+    latency = json.loads(out.splitlines()[-1])
+    assert latency == json.loads((tmp_path / "latency.json").read_text())
+    for backend in ("onnx", "onnx-float", "litert", "native"):
+        times = latency[backend]
+        assert times["encoder_us"] > 0
+        assert times["step_us"] == pytest.approx(times["encoder_us"] + 8 * times["imputer_us"])
+    out = run(capsys, "bench", "frontend", "--out", tmp_path)
+    frontend = json.loads(out.splitlines()[-1])
+    assert frontend == json.loads((tmp_path / "frontend.json").read_text())
+    assert min(frontend["batch_us_per_s"], frontend["streaming_us_per_s"]) > 0
