@@ -229,7 +229,11 @@ def fixed_batches(clips: list[Clip], featurizer: Featurizer, batch_size: int) ->
     for clip in clips:
         x = featurizer.features(clip.waveform)
         no_guess = np.full(len(x) // featurizer.spec.encoder.subsampling, BLANK_ID)
-        ids = featurizer.targets(clip.text, len(x))
+        try:
+            ids = featurizer.targets(clip.text, len(x))
+        except InfeasibleTargetError as error:  # clips that fit alone may not fit when joined
+            log.warning("left out %s: %s", clip.record.audio, error)
+            continue
         examples.append(Example(featurizer.normalize(x), ids, no_guess))
     examples.sort(key=lambda example: len(example.features))
     return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]

@@ -116,7 +116,7 @@ def _record_metrics(bundle: Bundle, corpus: Corpus, results: Results) -> Bundle:
         Metrics(
             data=f"test split of {corpus.name}",
             digit_accuracy=results.accuracy,
-            wer=results.wer["8"],
+            wer=results.own_wer,
             keyword_recall=keywords.recall if keywords else None,
             keyword_fa_per_hour=None,  # the sequences hold keywords only: no negatives were heard
             negative_hours=None,

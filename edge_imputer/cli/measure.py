@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..backends import Backend
 from ..bundle import Bundle, Interval
 from ..errors import DataError, TokenError
+from ..imputation import schedule
 from ..metrics import wilson_interval
 from ..specs import ModelSpec
 from ..tokens import Tokenizer
@@ -37,6 +38,7 @@ class Results:
     sequences: list[Clip]
     by_schedule: dict[str, list[Decoded]]  # sequences on onnxruntime
     wer: dict[str, Interval]  # of `by_schedule`
+    own_wer: Interval  # of sequences by the bundle's own schedule
     by_runtime: dict[str, list[Decoded]]  # sequences, K = 8
     keywords: KeywordFigures | None  # None where the model can spell no frequent word
     threshold_split: Split
@@ -94,12 +96,16 @@ def evaluate(
     }
     words = _keywords(clips, Tokenizer(spec.tokens))
     tuned = decode_clips(bundle, onnx, tuning, label="onnx: sequences to choose a threshold on")
-    own = decode_clips(bundle, onnx, sequences, label="onnx: sequences, the bundle's schedule")
+    if spec.head.schedule == schedule(8, spec.head.block_size):
+        own = by_schedule["8"]
+    else:
+        own = decode_clips(bundle, onnx, sequences, label="onnx: sequences, the bundle's schedule")
     return Results(
         isolated=isolated,
         sequences=sequences,
         by_schedule=by_schedule,
         wer={name: word_error_rate(decoded) for name, decoded in by_schedule.items()},
+        own_wer=word_error_rate(own),
         by_runtime=by_runtime,
         keywords=measure_keywords(words, tuned, own, spec) if words else None,
         threshold_split=threshold_split,
