@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edge_imputer.train.encoder import CrnnEncoder
     from edge_imputer.train.imputer import ImputerHead
 
+REQUIRED_MODULES = ("onnx", "flatbuffers", "ai_edge_litert.schema_py_generated")
 MINIMUM_RUNTIME_VERSION = "0.1.0"  # the oldest edge-imputer that reads what is written here
 NO_METRICS = Metrics(
     data=None,
@@ -95,7 +96,7 @@ def export_bundle(
     MissingExtraError
         If a library of the ``export`` extra is not installed.
     """
-    for module in ("onnx", "flatbuffers", "ai_edge_litert.schema_py_generated"):
+    for module in REQUIRED_MODULES:
         require(module, extra="export")
     target = Path(out)
     _check_target(target)

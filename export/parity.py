@@ -20,14 +20,13 @@ from edge_imputer.backends.litert import LiteRtModel
 from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.backends.stepper import Model
 from edge_imputer.errors import ExportError, require
-from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.specs import ModelSpec
 
 from .graph import Array, Graph, Op
 from .onnx_emitter import write_onnx
 from .op_params import bias_scales
 from .reference import Interpreter
-from .simulate import Described, Run, reference_backend
+from .simulate import Run, decode_watched
 from .tflite_emitter import write_tflite
 
 RUNTIMES = ("onnxruntime", "onnxruntime-integer", "litert", "litert-reference")
@@ -106,10 +105,7 @@ def decoded_feeds(
         return run
 
     runs = recorder(encoder, recorded[0]), recorder(imputer, recorded[1])
-    backend = reference_backend(encoder, imputer, spec, runs)
-    decoder = StreamingDecoder(Described(spec), backend=backend)
-    for waveform in waveforms:
-        decoder.decode(waveform)
+    decode_watched(encoder, imputer, spec, runs, waveforms)
     return recorded
 
 

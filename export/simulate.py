@@ -24,7 +24,7 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 @dataclass(frozen=True)
-class Described:
+class _Described:
     """The least that decoding asks of a model."""
 
     spec: ModelSpec
@@ -68,6 +68,27 @@ def reference_backend(
     )
 
 
+def decode_watched(
+    encoder: Graph,
+    imputer: Graph,
+    spec: ModelSpec,
+    runs: tuple[Run, Run],
+    waveforms: Iterable[npt.NDArray[np.float32]],
+) -> None:
+    """Decode real audio by the model's own schedule, for what `runs` see of it.
+
+    Parameters
+    ----------
+    encoder, imputer, spec, runs : as `reference_backend` takes them
+    waveforms : iterable of float32 arrays, (n,)
+        At the model's sample rate.
+    """
+    backend = reference_backend(encoder, imputer, spec, runs)
+    decoder = StreamingDecoder(_Described(spec), backend=backend)
+    for waveform in waveforms:
+        decoder.decode(waveform)
+
+
 def calibrate_and_quantise(
     encoder: Graph, imputer: Graph, spec: ModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
 ) -> tuple[Graph, Graph]:
@@ -91,10 +112,7 @@ def calibrate_and_quantise(
         On no audio, or on what `quantise` refuses.
     """
     calibrations = Calibration(encoder), Calibration(imputer)
-    backend = reference_backend(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run))
-    decoder = StreamingDecoder(Described(spec), backend=backend)
-    for waveform in waveforms:
-        decoder.decode(waveform)
+    decode_watched(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run), waveforms)
     int_encoder = quantise(encoder, calibrations[0].ranges)
     frames = int_encoder.tensors[encoder.outputs[0]].quant
     if frames is None:

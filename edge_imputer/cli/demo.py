@@ -16,14 +16,7 @@ from ..events import Event, Final, Keyword, Partial
 from ..latency import measure
 from .measure import Results, compare_with_integers, evaluate, figures_of, print_results
 from .show import console, latency_table, say
-from .steps import (
-    EXPORT_MODULES,
-    Corpus,
-    export_checkpoint,
-    load_corpus,
-    recipe,
-    train_checkpoint,
-)
+from .steps import Corpus, export_checkpoint, load_corpus, recipe, train_checkpoint
 
 if TYPE_CHECKING:
     from edge_imputer.export.graph import Graph
@@ -101,7 +94,9 @@ def _check_tools() -> None:
     require("matplotlib", extra="demo")
     require("ai_edge_litert.interpreter", extra="demo")
     require("lightning", extra="demo")
-    for module in EXPORT_MODULES:
+    from edge_imputer.export.bundle import REQUIRED_MODULES
+
+    for module in REQUIRED_MODULES:
         require(module, extra="demo")
     find_compiler()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -182,14 +182,11 @@ def print_results(results: Results) -> None:
     """Tables of accuracy, word error rates, keywords and agreement."""
     onnx = results.isolated["onnx"]
     rows = [(name, percent(exact(decoded))) for name, decoded in results.isolated.items()]
-    made_by = {d.clip.record.engine or "people" for d in onnx}
+    made_by = _grouped(onnx, lambda d: d.clip.record.engine or "people")
     if len(made_by) > 1:
-        for name in sorted(made_by):
-            chosen = [d for d in onnx if (d.clip.record.engine or "people") == name]
-            rows.append((f"onnx, clips of {name}", percent(exact(chosen))))
-    for name in sorted({d.clip.speaker for d in onnx}):
-        chosen = [d for d in onnx if d.clip.speaker == name]
-        rows.append((f"onnx, speaker {name}", percent(exact(chosen))))
+        rows += [(f"onnx, clips of {name}", percent(exact(d))) for name, d in made_by.items()]
+    speakers = _grouped(onnx, lambda d: d.clip.speaker)
+    rows += [(f"onnx, speaker {name}", percent(exact(d))) for name, d in speakers.items()]
     table("Isolated held-out clips, exact transcripts, K = 8 (95 % interval)", ["", "exact"], rows)
     fewest, most = SEQUENCE_CLIPS
     table(
@@ -212,6 +209,14 @@ def print_results(results: Results) -> None:
     say(f"Same transcript on every runtime: {100 * results.agreement:.2f} % of the clips.")
     for d in results.disagreements:
         say(f"  {d.clip} ({d.reference}): {d.texts}, top-two margin {d.margin:.4f} nats")
+
+
+def _grouped(decoded: Sequence[Decoded], key: Callable[[Decoded], str]) -> dict[str, list[Decoded]]:
+    """By the key's value, in order."""
+    groups: dict[str, list[Decoded]] = {}
+    for one in sorted(decoded, key=key):
+        groups.setdefault(key(one), []).append(one)
+    return groups
 
 
 def figures_of(results: Results) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
 SHIPPED = "shipped digits"
 N_CALIBRATION = 96
-EXPORT_MODULES = ("onnx", "flatbuffers", "ai_edge_litert.schema_py_generated")
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,16 @@ class Corpus:
     folder: Path
     name: str
     records: list[ClipRecord]
+    _loaded: dict[Split, list[Clip]] = field(default_factory=dict, repr=False, compare=False)
 
     def clips(self, split: Split) -> list[Clip]:
-        """Load one split."""
+        """One split, loaded when first asked for."""
         from edge_imputer.train.corpus import load_clips
 
-        return load_clips(self.folder, self.records, split, sample_rate=FeatureSpec().sample_rate)
+        if split not in self._loaded:
+            rate = FeatureSpec().sample_rate
+            self._loaded[split] = load_clips(self.folder, self.records, split, sample_rate=rate)
+        return self._loaded[split]
 
 
 def load_corpus(data: Path | None, *, hold_out: str | None = None) -> Corpus:
@@ -117,9 +120,10 @@ def export_checkpoint(
     `name` is the folder's if not given.
     `emitters` see the quantised graphs besides the C emitter.
     """
-    for module in ("lightning", *EXPORT_MODULES):
+    from edge_imputer.export.bundle import REQUIRED_MODULES, export_bundle
+
+    for module in ("lightning", *REQUIRED_MODULES):
         require(module, extra="export")
-    from edge_imputer.export.bundle import export_bundle
     from edge_imputer.firmware_bridge.emit import write_native
     from edge_imputer.train.checkpoint import load_checkpoint
     from edge_imputer.train.corpus import joined_sequences
