@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.backends.stepper import Stepper
 from edge_imputer.export.build import build_graphs
-from edge_imputer.export.simulate import Described, reference_backend
+from edge_imputer.export.simulate import reference_backend
 from edge_imputer.imputation import ImputedChunk, schedule
 from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.specs import ConvSpec, ModelSpec, TokenSpec
@@ -30,6 +30,7 @@ from edge_imputer.train.encoder import CrnnEncoder
 from edge_imputer.train.imputer import ImputerHead
 
 from .conftest import ROOT
+from .fakes import Described
 from .graphs import model_spec, modules
 
 DIGITS = ROOT / "train" / "digits"
