@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint format typecheck check bench-latency bench-frontend \
-  wheel clean
+  bench-loss bench-attention wheel wheels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,12 +31,12 @@ setup: $(STAMP)  ## make .venv and install everything, once
 
 # The build backend goes in first and the project is built without isolation: so every package,
 # the backend too, comes from constraints.txt, and nothing resolves torch unpinned.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard train/objective/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "expected Python 3.10 or newer, got $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "python3 has no venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@echo "installing into $(VENV) (1.4 GB, a minute or two)"
+	@echo "installing into $(VENV) (2.5 GB, a minute or two)"
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt setuptools
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
@@ -74,13 +74,26 @@ bench-latency: setup  ## CPU microseconds a step on every runtime (BENCH_ARGS=..
 bench-frontend: setup  ## CPU microseconds of log-mel a second of audio (BENCH_ARGS=...)
 	$(BIN)/edge-imputer bench frontend $(BENCH_ARGS)
 
+bench-loss: setup  ## the training loss beside torch's, forward and backward (BENCH_ARGS=...)
+	$(BIN)/edge-imputer bench loss $(BENCH_ARGS)
+
+bench-attention: setup  ## sparse attention beside dense, against length, with a plot (BENCH_ARGS=...)
+	$(BIN)/edge-imputer bench attention $(BENCH_ARGS)
+
 bench-%: setup  ## any other benchmark of `edge-imputer bench`
 	$(BIN)/edge-imputer bench $* $(BENCH_ARGS)
 
 # From a clean build folder: setuptools would ship files that were removed since the last build.
 wheel: setup  ## the wheel, into dist/
-	@rm -rf build/lib build/bdist.* dist
+	@rm -rf build/lib* build/bdist.* dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+# The same by zig's C compiler, which brings every platform's headers. Tested is Linux on x86-64.
+TARGETS := linux-x86_64 linux-aarch64 macos-arm64 macos-x86_64 windows-x86_64
+wheels: setup  ## wheels of every platform, cross-compiled, into dist/
+	@rm -rf dist
+	@for target in $(TARGETS); do rm -rf build/lib* build/bdist.*; \
+	  EDGE_IMPUTER_TARGET=$$target $(BIN)/python -m build --wheel --no-isolation --outdir dist . || exit 1; done
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@
     ├── SpecError              a specification that contradicts itself
     ├── DataError              a manifest or corpus that cannot be read
     │   └── InfeasibleTargetError  more tokens than encoder frames can carry
+    ├── ObjectiveError         (also ValueError) tensors the loss cannot be computed from
     ├── BundleError            a model folder that cannot be trusted
     │   ├── BundleNotFoundError    (also FileNotFoundError)
     │   ├── BundleSchemaError      unknown, missing or newer manifest fields
@@ -61,6 +62,10 @@ class DataError(EdgeImputerError):
 
 class InfeasibleTargetError(DataError):
     """A transcript needs more encoder frames than its audio gives."""
+
+
+class ObjectiveError(EdgeImputerError, ValueError):
+    """Tensors of the wrong shape, type, device or range for the training objective."""
 
 
 class BundleError(EdgeImputerError):

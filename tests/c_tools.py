@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,14 +20,18 @@ WARNINGS = (
 ).split()
 
 
+def missing(message: str) -> NoReturn:
+    """Skip a test for want of something; in CI, fail it."""
+    if IN_CI:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
 def tool(name: str) -> str:
     """Path of a program; without it the test is skipped, but in CI it fails."""
     path = shutil.which(name)
     if path is None:
-        message = f"{name} is not installed"
-        if IN_CI:
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(f"{name} is not installed")
     return path
 
 
@@ -40,11 +45,16 @@ def run(*command: str | Path, cwd: Path | None = None, stdin: bytes = b"") -> by
 
 
 def compile_c(
-    sources: Iterable[Path], out: Path, flags: Iterable[str], *, compiler: str = "gcc"
+    sources: Iterable[Path],
+    out: Path,
+    flags: Iterable[str],
+    *,
+    compiler: str = "gcc",
+    libraries: Iterable[str] = (),
 ) -> Path:
     """Compile with every warning an error; headers next to the sources are found."""
     sources = list(sources)
     folders = dict.fromkeys(["-I" + str(source.parent) for source in sources])
-    command = [tool(compiler), *WARNINGS, *flags, *folders, *sources, "-o", out]
-    run(*command)
+    inputs: tuple[str | Path, ...] = (*flags, *folders, *sources, *libraries)
+    run(tool(compiler), *WARNINGS, *inputs, "-o", out)
     return out

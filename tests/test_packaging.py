@@ -28,6 +28,7 @@ import edge_imputer
 from .conftest import IN_CI, ROOT
 
 MAPPED = ("train", "export", "firmware_bridge")
+LIBRARY_ENDING = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
 PROJECT = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
 
 
@@ -118,7 +119,7 @@ def test_everything_that_setup_installs_is_pinned() -> None:
     needed = installed_closure([*PROJECT["dependencies"], *dev])
     assert "torch" in needed
     # A torch built for CUDA brings these, at versions that its own metadata pins.
-    cuda = {n for n in needed if n.startswith(("nvidia-", "cuda-")) or n == "triton"}
+    cuda = {n for n in needed if n.startswith(("nvidia-", "cuda-"))}
     assert needed - cuda == set(pins())
 
 
@@ -139,12 +140,12 @@ def test_changelog_names_this_version() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that nothing left in the checkout's build/ gets in."""
+    """The wheel, built from a copy so that nothing built before in the checkout gets in."""
     source = tmp_path_factory.mktemp("source")
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("__pycache__", "_objective.*")
     for folder in ("edge_imputer", *MAPPED):
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     result = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", source, cwd=source)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -153,11 +154,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_ships_every_file_under_its_installed_name(wheel: Path) -> None:
-    expected = set()
+    expected = {f"edge_imputer/train/objective/_objective.{LIBRARY_ENDING}"}
     for folder in ("edge_imputer", *MAPPED):
         prefix = "" if folder == "edge_imputer" else "edge_imputer/"
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts:
+            built = "__pycache__" in path.parts or path.stem == "_objective"
+            if path.is_file() and not built:
                 expected.add(prefix + path.relative_to(ROOT).as_posix())
     with zipfile.ZipFile(wheel) as archive:
         shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -171,9 +173,17 @@ def test_wheel_has_types_corpus_and_c_sources(wheel: Path) -> None:
         assert f"{package}/py.typed" in names
     assert "edge_imputer/train/digits/manifest.jsonl" in names
     assert any(re.fullmatch(r"edge_imputer/train/digits/audio/.*\.ogg", name) for name in names)
-    for suffix in ("c", "h"):
-        pattern = rf"edge_imputer/firmware_bridge/.*\.{suffix}"
-        assert any(re.fullmatch(pattern, name) for name in names), suffix
+    for folder in ("firmware_bridge", "train/objective/csrc"):
+        for suffix in ("c", "h"):
+            pattern = rf"edge_imputer/{folder}/.*\.{suffix}"
+            assert any(re.fullmatch(pattern, name) for name in names), (folder, suffix)
+
+
+def test_wheel_is_of_one_platform_and_every_python(wheel: Path) -> None:
+    """The one compiled part is a library that does not depend on Python."""
+    *_, python, abi, platform = wheel.stem.split("-")
+    assert (python, abi) == ("py3", "none")
+    assert platform == sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 def test_wheel_metadata(wheel: Path) -> None:
