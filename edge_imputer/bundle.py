@@ -33,7 +33,7 @@ from .errors import BundleIntegrityError, BundleNotFoundError, BundleSchemaError
 from .quantization import QuantParams
 from .specs import ModelSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -101,7 +101,7 @@ class FileRecord(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """``manifest.json``, schema version 1."""
+    """``manifest.json``, schema version 2."""
 
     schema_version: int
     minimum_runtime_version: str
@@ -122,7 +122,18 @@ class Manifest(_Record, frozen=True, kw_only=True):
         raise BundleSchemaError(f"expected a graph named {name!r} in the manifest, found none")
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version -> next
+def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 says what the head is made of and in which order it commits frames.
+
+    Before, it was convolutions, by confidence.
+    """
+    spec = raw["spec"]
+    new = {"mixer": "conv", "heads": 4, "context": 8, "order": "confidence"}
+    head = {**spec["head"], **new}
+    return {**raw, "schema_version": 2, "spec": {**spec, "head": head}}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}  # to the next
 
 
 class Bundle:

@@ -1,8 +1,8 @@
 """Constant-step decoding, chunk by chunk (Chan et al. 2020, arXiv:2002.08926, section 3.4).
 
 A chunk of encoder frames starts fully masked. Each of the K passes runs the head once and, in
-every block, commits the frames it is surest of; what is committed never changes. K is given, so
-the work a chunk costs does not depend on what is said.
+every block, commits the frames it is surest of (or another order of the specification); what is
+committed never changes. K is given, so the work a chunk costs does not depend on what is said.
 
 The head sees the chunk and `left_context` earlier frames, whose alignment it sees *as it stood
 before the same pass* in their own chunk. So decoding chunk by chunk equals decoding the whole
@@ -135,6 +135,7 @@ class StreamingImputer:
         self._head_step = head_step
         self._block_size, self._chunk_size = head.block_size, head.chunk_size
         self._left = head.left_context
+        self._order = head.order
         self._blank_id, self._mask_id = tokens.blank_id, tokens.mask_id
         self._logits_shape = (head.chunk_size, tokens.vocabulary_size)
         self._keep_trace = keep_trace
@@ -176,7 +177,7 @@ class StreamingImputer:
             n_commit = min(self.schedule[step], n_open)
             if n_commit:
                 tokens, rows = self._best(logits)
-                chosen = self._surest(alignment, tokens, rows, n_commit)
+                chosen = self._next(alignment, tokens, rows, n_commit)
                 alignment[chosen] = tokens[chosen]
                 log_probs[chosen] = rows[chosen]
                 committed_at[chosen] = step
@@ -203,18 +204,22 @@ class StreamingImputer:
             )
         return logits.argmax(axis=1), log_softmax(logits)
 
-    def _surest(
+    def _next(
         self, alignment: Int32, tokens: npt.NDArray[np.intp], rows: Float32, n_commit: int
     ) -> npt.NDArray[np.intp]:
-        """The `n_commit` open frames of every block with the greatest confidence.
+        """The `n_commit` open frames of every block that come first in the order.
 
         Every block has the same number of open frames, at least `n_commit`. The earlier frame
         wins a tie.
         """
-        confidence = rows[self._all_frames, tokens]
-        confidence[alignment != self._mask_id] = -np.inf
-        blocks = confidence.reshape(-1, self._block_size)
-        order = np.argsort(-blocks, axis=1, kind="stable")[:, :n_commit]
+        keys: list[Array] = []  # the last one counts most
+        if self._order != "left-to-right":
+            keys.append(-rows[self._all_frames, tokens])
+        if self._order == "non-blank-first":
+            keys.append(tokens == self._blank_id)
+        keys.append(alignment != self._mask_id)
+        blocks = tuple(key.reshape(-1, self._block_size) for key in keys)
+        order = np.lexsort(blocks, axis=1)[:, :n_commit]
         return (order + self._all_frames[:: self._block_size, None]).ravel()
 
     def _trace(self, alignment: Int32) -> Int32 | None:

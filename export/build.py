@@ -14,14 +14,14 @@ import numpy as np
 
 from edge_imputer.errors import ExportError
 from edge_imputer.quantization import QuantParams
-from edge_imputer.specs import ModelSpec
+from edge_imputer.specs import CrnnSpec, ModelSpec
 
 from .graph import Array, Graph, Op, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edge_imputer.train.encoder import CrnnEncoder
+    from edge_imputer.train.encoders import Encoder
     from edge_imputer.train.imputer import ImputerHead
 
 FEATURES, ENCODER_OUT = "features", "encoder_out"
@@ -144,13 +144,15 @@ class GraphBuilder:
         return tensor.name
 
 
-def build_graphs(encoder: CrnnEncoder, head: ImputerHead, spec: ModelSpec) -> tuple[Graph, Graph]:
+def build_graphs(encoder: Encoder, head: ImputerHead, spec: ModelSpec) -> tuple[Graph, Graph]:
     """Float graphs of one encoder step and one pass of the Imputer head.
 
     Parameters
     ----------
-    encoder : CrnnEncoder
+    encoder : Encoder
+        A `CrnnEncoder`: the others train, and are not exported yet.
     head : ImputerHead
+        Of convolutions.
     spec : ModelSpec
         What both were built from.
 
@@ -167,9 +169,14 @@ def build_graphs(encoder: CrnnEncoder, head: ImputerHead, spec: ModelSpec) -> tu
     Raises
     ------
     ExportError
-        If the modules and the specification do not belong together.
+        If the modules and the specification do not belong together, or there is no graph for them.
     """
     spec.check()
+    if not isinstance(spec.encoder, CrnnSpec) or spec.head.mixer != "conv":
+        raise ExportError(
+            "expected a CRNN encoder and a head of convolutions, which are what is exported so "
+            f"far, got {type(spec.encoder).__name__} and a head of {spec.head.mixer!r}"
+        )
     built_from = (encoder.spec, encoder.n_mels, head.spec)
     if built_from != (spec.encoder, spec.features.n_mels, spec.head):
         raise ExportError("expected modules built from this specification, got those of another")
@@ -179,7 +186,7 @@ def build_graphs(encoder: CrnnEncoder, head: ImputerHead, spec: ModelSpec) -> tu
             f"got {head.vocabulary_size}"
         )
     readers = _Weights("encoder", encoder), _Weights("head", head)
-    graphs = _build_encoder(readers[0], spec), _build_imputer(readers[1], spec)
+    graphs = _build_encoder(readers[0], spec.encoder, spec), _build_imputer(readers[1], spec)
     for reader in readers:
         reader.check_all_read()
     return graphs
@@ -222,9 +229,9 @@ class _Weights:
             )
 
 
-def _build_encoder(weights: _Weights, spec: ModelSpec) -> Graph:
+def _build_encoder(weights: _Weights, crnn: CrnnSpec, spec: ModelSpec) -> Graph:
     g = GraphBuilder("encoder")
-    crnn, n_freq = spec.encoder, spec.encoder.conv_freq(spec.features.n_mels)
+    n_freq = crnn.conv_freq(spec.features.n_mels)
     x = g.input(FEATURES, (1, crnn.subsampling, spec.features.n_mels, 1))
     channels = [1, *(layer.channels for layer in crnn.conv)]
     lefts = [layer.kernel_time - layer.stride_time for layer in crnn.conv]

@@ -32,7 +32,7 @@ from .graph import Graph
 from .simulate import calibrate_and_quantise, graph_record
 
 if TYPE_CHECKING:
-    from edge_imputer.train.encoder import CrnnEncoder
+    from edge_imputer.train.encoders import Encoder
     from edge_imputer.train.imputer import ImputerHead
 
 REQUIRED_MODULES = ("onnx", "flatbuffers", "ai_edge_litert.schema_py_generated")
@@ -54,7 +54,7 @@ working memory its code needs for one call of each graph, by graph name, for the
 def export_bundle(
     out: str | os.PathLike[str],
     *,
-    encoder: CrnnEncoder,
+    encoder: Encoder,
     head: ImputerHead,
     spec: ModelSpec,
     provenance: Provenance,
@@ -71,7 +71,7 @@ def export_bundle(
     ----------
     out : path
         Folder to make. A bundle that is there already is replaced; anything else is refused.
-    encoder, head : CrnnEncoder, ImputerHead
+    encoder, head : Encoder, ImputerHead
         Trained.
     spec : ModelSpec
         What both were built from.

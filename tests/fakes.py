@@ -30,6 +30,7 @@ from edge_imputer.specs import (
     ModelSpec,
     TokenSpec,
 )
+from edge_imputer.specs.head import Order
 
 
 def small_spec(
@@ -41,6 +42,7 @@ def small_spec(
     hidden: int = 6,
     characters: tuple[str, ...] = (" ", "a", "b", "c"),
     schedule: tuple[int, ...] | None = None,
+    order: Order = "confidence",
     flush_ms: int = 160,
 ) -> ModelSpec:
     """A model spec with a real front end and small everything else."""
@@ -54,6 +56,7 @@ def small_spec(
             block_size=block_size,
             chunk_blocks=chunk_blocks,
             schedule=(1,) * block_size if schedule is None else schedule,
+            order=order,
         ),
         tokens=TokenSpec(characters=characters),
         flush_ms=flush_ms,
@@ -162,7 +165,7 @@ def write_bundle(folder: Path, **changes: Any) -> Manifest:
     )
     ids = TensorRecord(name="ids", shape=(4,), dtype="int32", quant=None)
     manifest = Manifest(
-        schema_version=1,
+        schema_version=2,
         minimum_runtime_version="0.1.0",
         name="fake",
         spec=small_spec(),

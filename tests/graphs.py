@@ -22,7 +22,7 @@ from edge_imputer.specs import (
     ModelSpec,
     TokenSpec,
 )
-from edge_imputer.train.encoder import CrnnEncoder
+from edge_imputer.train.encoders import CrnnEncoder
 from edge_imputer.train.imputer import ImputerHead
 
 LAYERS = tuple(sorted(KINDS))

@@ -110,7 +110,7 @@ def test_link_that_leaves_the_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=2), r"schema_version 2 is newer than 1.*pip install -U"),
+        (lambda m: m.update(schema_version=3), r"schema_version 3 is newer than 2.*pip install -U"),
         (lambda m: m.update(schema_version=0), "schema_version 0 is not known"),
         (lambda m: m.update(schema_version="1"), "expected an integer schema_version, got '1'"),
         (lambda m: m.pop("schema_version"), "got None"),
@@ -126,7 +126,7 @@ def test_link_that_leaves_the_bundle(tmp_path: Path) -> None:
             r"missing spec\.encoder\.conv\.1\.stride_time",
         ),
         (lambda m: m["spec"]["encoder"].pop("kind"), "kind"),
-        (lambda m: m["spec"]["encoder"].update(kind="conformer"), "conformer"),
+        (lambda m: m["spec"]["encoder"].update(kind="transformer"), "transformer"),
         (lambda m: m["graphs"][1]["inputs"][0].pop("quant"), "quant"),
         (lambda m: m["metrics"].pop("wer"), "wer"),
         (lambda m: m["graphs"][0].update(macs="many"), "macs"),
@@ -175,6 +175,8 @@ def test_an_older_schema_is_migrated_by_its_function(
     def age(manifest: dict[str, Any]) -> None:
         manifest["schema_version"] = 0
         manifest["license"] = manifest.pop("licence")
+        for key in ("mixer", "heads", "context", "order"):  # version 1 has none either
+            del manifest["spec"]["head"][key]
 
     edit(tmp_path, age)
     monkeypatch.setitem(bundle_module.MIGRATIONS, 0, without_old_keys)
@@ -182,6 +184,19 @@ def test_an_older_schema_is_migrated_by_its_function(
     monkeypatch.setitem(bundle_module.MIGRATIONS, 0, from_0)
     with pytest.raises(BundleSchemaError, match="license"):  # what it forgets is not let through
         Bundle.load(tmp_path)
+
+
+def test_version_1_had_convolutions_and_committed_by_confidence(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path)
+
+    def age(manifest: dict[str, Any]) -> None:
+        manifest["schema_version"] = 1
+        for key in ("mixer", "heads", "context", "order"):
+            del manifest["spec"]["head"][key]
+
+    edit(tmp_path, age)
+    assert Bundle.load(tmp_path).manifest == written
+    assert (written.spec.head.mixer, written.spec.head.order) == ("conv", "confidence")
 
 
 def test_a_graph_that_is_not_there(tmp_path: Path) -> None:

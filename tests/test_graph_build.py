@@ -13,7 +13,17 @@ from edge_imputer.export.build import GraphBuilder, build_graphs, macs
 from edge_imputer.export.graph import KINDS
 from edge_imputer.export.memory import weight_bytes
 from edge_imputer.export.reference import Interpreter, run_float, run_int, zero_feeds
-from edge_imputer.specs import ConvSpec, CrnnSpec, FeatureSpec, ImputerSpec, ModelSpec, TokenSpec
+from edge_imputer.specs import (
+    ConvSpec,
+    CrnnSpec,
+    FeatureSpec,
+    ImputerSpec,
+    ModelSpec,
+    TokenSpec,
+    preset,
+)
+from edge_imputer.train.encoders import build_encoder
+from edge_imputer.train.imputer import ImputerHead
 
 from .graphs import model_spec, modules
 
@@ -190,3 +200,20 @@ def test_interpreter_refuses_wrong_inputs() -> None:
         run_float(imputer, {**feeds, "alignment": outside})
     with pytest.raises(ExportError, match="expected a quantised graph"):
         run_int(encoder, zero_feeds(encoder))
+
+
+@pytest.mark.parametrize("what", ["conformer", "tcn", "attention"])
+def test_what_has_no_graph_yet_is_refused_by_name(what: str) -> None:
+    torch.manual_seed(0)
+    encoder = {"conformer": preset("conformer-xs"), "tcn": preset("tcn-10k")}.get(what, CrnnSpec())
+    head = ImputerSpec(mixer="attention") if what == "attention" else ImputerSpec()
+    spec = ModelSpec(
+        features=FeatureSpec(),
+        encoder=encoder,
+        head=head,
+        tokens=TokenSpec(characters=("a", "b")),
+    )
+    modules = build_encoder(encoder, spec.features), ImputerHead(encoder.d_model, head, spec.tokens)
+    named = {"conformer": "ConformerSpec", "tcn": "TcnSpec"}.get(what, "'attention'")
+    with pytest.raises(ExportError, match=named):
+        build_graphs(*modules, spec)

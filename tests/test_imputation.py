@@ -33,6 +33,7 @@ def models(draw: st.DrawFn) -> tuple[ModelSpec, tuple[int, ...]]:
         chunk_blocks=draw(st.integers(1, 3)),
         depth=draw(st.integers(1, 3)),
         kernel=draw(st.sampled_from([1, 3, 5])),
+        order=draw(st.sampled_from(["confidence", "left-to-right", "non-blank-first"])),
     )
     commits = draw(st.lists(st.integers(0, block), min_size=1, max_size=5))
     missing = block - sum(commits)
@@ -72,6 +73,16 @@ class Whole:
     committed_at: Int32
 
 
+def first_by(order: str, logits: Array, log_probs: Float32) -> tuple[float, ...]:
+    """What a frame is sorted by; the least is committed first."""
+    surest = -float(log_probs.max())
+    return {
+        "confidence": (surest,),
+        "left-to-right": (),
+        "non-blank-first": (float(logits.argmax() == 0), surest),
+    }[order]
+
+
 def decode_whole(backend: FakeBackend, frames: Array, commits: tuple[int, ...]) -> Whole:
     """The same contract worded for whole utterances: each pass sees the alignment before it."""
     head, tokens = backend.spec.head, backend.spec.tokens
@@ -96,7 +107,7 @@ def decode_whole(backend: FakeBackend, frames: Array, commits: tuple[int, ...]) 
             is_open = [
                 t for t in range(block, block + head.block_size) if seen[left + t] == tokens.mask_id
             ]
-            is_open.sort(key=lambda t: (-log_probs[t].max(), t))
+            is_open.sort(key=lambda t: (*first_by(head.order, logits[t], log_probs[t]), t))
             for t in is_open[:n_commit]:
                 alignment[t] = int(np.flatnonzero(logits[t] == logits[t].max())[0])
                 result.log_probs[t] = log_probs[t]

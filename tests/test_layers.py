@@ -65,6 +65,7 @@ TABLE = {
     "edge_imputer.train": Layer(
         frozenset({"numpy", "msgspec", "soxr", "rich", "torch", "lightning"}),
         frozenset({"edge_imputer"}),
+        only_in={"triton": frozenset({"train/objective/triton_device.py"})},
     ),
     "edge_imputer.export": Layer(
         frozenset({"numpy", "msgspec", "onnx", "flatbuffers", "ai_edge_litert"}),
@@ -83,7 +84,7 @@ def source_files() -> list[Path]:
 
 
 def module_name(path: Path) -> str:
-    """Installed name of a source file, ``edge_imputer.train.encoder`` for ``train/encoder.py``."""
+    """Installed name of a source file, ``edge_imputer.train.module`` for ``train/module.py``."""
     folder, *rest = path.relative_to(ROOT).with_suffix("").parts
     return ".".join([FOLDERS[folder], *rest]).removesuffix(".__init__")
 
@@ -166,24 +167,30 @@ def test_source_keeps_to_the_layer_table(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "source", "refused"),
     [
-        ("edge_imputer/specs.py", "import torch", "torch"),
-        ("edge_imputer/specs.py", "def f():\n    from torch import nn", "torch"),
-        ("edge_imputer/specs.py", "import onnxruntime", "onnxruntime"),
-        ("edge_imputer/specs.py", "require('ai_edge_litert.interpreter')", "ai_edge_litert"),
-        ("edge_imputer/specs.py", "from .train import encoder", "edge_imputer.train"),
-        ("edge_imputer/specs.py", "from .cli.main import app", "edge_imputer.cli"),
+        ("edge_imputer/specs/model.py", "import torch", "torch"),
+        ("edge_imputer/specs/model.py", "def f():\n    from torch import nn", "torch"),
+        ("edge_imputer/specs/model.py", "import onnxruntime", "onnxruntime"),
+        ("edge_imputer/specs/model.py", "require('ai_edge_litert.interpreter')", "ai_edge_litert"),
+        ("edge_imputer/specs/model.py", "from ..train import encoder", "edge_imputer.train"),
+        ("edge_imputer/specs/model.py", "from ..cli.main import app", "edge_imputer.cli"),
         ("edge_imputer/backends/onnx.py", "from ..export import graph", "edge_imputer.export"),
         ("edge_imputer/backends/onnx.py", "import onnxruntime as ort", None),
         ("edge_imputer/cli/main.py", "from edge_imputer.train import encoder", "edge_imputer.tr"),
-        ("edge_imputer/cli/main.py", "def f():\n    import edge_imputer.train.encoder", None),
+        ("edge_imputer/cli/main.py", "def f():\n    import edge_imputer.train.encoders", None),
         ("edge_imputer/cli/main.py", "if TYPE_CHECKING:\n    import edge_imputer.train", None),
-        ("edge_imputer/specs.py", "if TYPE_CHECKING:\n    import torch", "torch"),
-        ("train/encoder.py", "from edge_imputer.export import graph", "edge_imputer.export"),
-        ("train/encoder.py", "import train.imputer", "train.imputer"),
-        ("train/encoder.py", "from . import imputer\nimport edge_imputer.specs, torch", None),
+        ("edge_imputer/specs/model.py", "if TYPE_CHECKING:\n    import torch", "torch"),
+        ("train/encoders/crnn.py", "from edge_imputer.export import graph", "edge_imputer.export"),
+        ("train/encoders/crnn.py", "import train.imputer", "train.imputer"),
+        ("train/objective/lattice.py", "import triton.language as tl", "triton"),
+        ("train/objective/triton_device.py", "import triton.language as tl", None),
+        (
+            "train/encoders/crnn.py",
+            "from .. import imputer\nimport edge_imputer.specs, torch",
+            None,
+        ),
         ("export/graph.py", "import torch.nn", "torch.nn"),
-        ("export/graph.py", "from edge_imputer.train.encoder import X", "edge_imputer.train"),
-        ("export/build.py", "import torch\nimport edge_imputer.train.encoder", None),
+        ("export/graph.py", "from edge_imputer.train.encoders import X", "edge_imputer.train"),
+        ("export/build.py", "import torch\nimport edge_imputer.train.encoders", None),
         ("firmware_bridge/emit.py", "from edge_imputer.export import build", "edge_imputer.export"),
         ("firmware_bridge/emit.py", "from edge_imputer.export import graph", None),
         ("firmware_bridge/emit.py", "import torch", "torch"),

@@ -46,6 +46,27 @@ def test_every_name_is_there_and_documented(name: str) -> None:
         assert getattr(importlib.import_module(value.__module__), name) is value
 
 
+OBJECTIVE = [
+    "Alignment",
+    "ImputerLoss",
+    "MASK",
+    "TokenSpan",
+    "best_alignment",
+    "ctc_loss",
+    "imitation_loss",
+    "imputer_loss",
+    "mask_alignment",
+    "sample_alignment",
+]
+
+
+def test_the_objectives_surface_is_frozen() -> None:
+    objective = importlib.import_module("edge_imputer.train.objective")
+    assert sorted(objective.__all__) == OBJECTIVE
+    for name in set(OBJECTIVE) - {"MASK"}:
+        assert inspect.getdoc(getattr(objective, name)), name
+
+
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Recogniser'"):
         _ = edge_imputer.Recogniser

@@ -26,7 +26,7 @@ from edge_imputer.specs import ConvSpec, ModelSpec, TokenSpec
 from edge_imputer.train.corpus import Clip, load_clips, read_manifest
 from edge_imputer.train.data import Batch, Featurizer, fixed_batches
 from edge_imputer.train.decode import decode
-from edge_imputer.train.encoder import CrnnEncoder
+from edge_imputer.train.encoders import CrnnEncoder
 from edge_imputer.train.imputer import ImputerHead
 
 from .conftest import ROOT

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from edge_imputer.imputation import schedule
 from edge_imputer.specs import ConvSpec, CrnnSpec, FeatureSpec, ImputerSpec, TokenSpec
 from edge_imputer.train.decode import decode
-from edge_imputer.train.encoder import CausalConv2d, CrnnEncoder
+from edge_imputer.train.encoders import CrnnEncoder
 from edge_imputer.train.imputer import ImputerHead
+from edge_imputer.train.layers.conv import CausalConv2d
 
 FEATURES = FeatureSpec(n_mels=10)
 ENCODER = CrnnSpec(conv=(ConvSpec(channels=3), ConvSpec(channels=4)), gru_layers=2, hidden=6)
@@ -24,7 +25,7 @@ def encoder(seed: int = 0) -> CrnnEncoder:
     return CrnnEncoder(ENCODER, FEATURES).double().eval()
 
 
-def head(seed: int = 0, **changes: int) -> ImputerHead:
+def head(seed: int = 0, **changes: int | str) -> ImputerHead:
     torch.manual_seed(seed)
     spec = ImputerSpec(**{"depth": 2, "width": 5, "kernel": 5, **changes})
     return ImputerHead(ENCODER.d_model, spec, TOKENS).double().eval()
@@ -138,3 +139,30 @@ def test_one_pass_is_ctc_greedy():
     frames = torch.randn(2, 24, ENCODER.d_model, dtype=torch.float64)
     greedy = model(frames, model.fully_masked(frames)).argmax(-1)
     assert torch.equal(decode(model, frames, (8,)), greedy)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["confidence", "left-to-right", "non-blank-first"])
+def test_decode_commits_in_the_order_of_the_specification(order):
+    model = head(order=order)
+    frames = torch.randn(3, 16, ENCODER.d_model, dtype=torch.float64)
+    seen: list[torch.Tensor] = []
+    hook = model.register_forward_hook(lambda _, args, out: seen.append((args[1].clone(), out)))
+    final = decode(model, frames, (3, 3, 2))
+    hook.remove()
+    for k, ((before, logits), n) in enumerate(zip(seen, (3, 3, 2), strict=True)):
+        after = seen[k + 1][0] if k < 2 else final
+        confidence, token = logits.log_softmax(-1).max(-1)
+        for row in range(3):
+            for start in (0, 8):
+                block = range(start, start + 8)
+                is_open = [t for t in block if before[row, t] == model.mask_id]
+                key = {
+                    "confidence": lambda t: -confidence[row, t],  # noqa: B023
+                    "left-to-right": lambda t: t,
+                    "non-blank-first": lambda t: (token[row, t] == 0, -confidence[row, t]),  # noqa: B023
+                }[order]
+                expected = sorted(is_open, key=key)[:n]
+                committed = [t for t in is_open if after[row, t] != model.mask_id]
+                assert sorted(expected) == committed
+                assert torch.equal(after[row, committed], token[row, committed])

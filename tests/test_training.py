@@ -14,7 +14,7 @@ import torch
 
 from edge_imputer import train as train_package
 from edge_imputer.errors import CheckpointError, DataError, SpecError
-from edge_imputer.specs import ConvSpec, CrnnSpec, ImputerSpec
+from edge_imputer.specs import ConformerSpec, ConvSpec, CrnnSpec, ImputerSpec, TcnSpec
 from edge_imputer.train.augment import AugmentSpec
 from edge_imputer.train.checkpoint import load_checkpoint
 from edge_imputer.train.config import TrainConfig, read_config
@@ -216,3 +216,22 @@ def test_recipe_is_read(tmp_path):
     assert (config.updates, config.encoder.hidden) == (7, 9)
     with pytest.raises(SpecError, match="found no file"):
         read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("name", ["tcn", "conformer", "attention head"])
+def test_every_encoder_and_head_trains_and_comes_back(name, clips, tmp_path):
+    encoders = {
+        "tcn": TcnSpec(channels=8),
+        "conformer": ConformerSpec(d_model=16, n_layers=2, subsampling_channels=2, kernel=3),
+    }
+    head = ImputerSpec(mixer="attention", width=8, heads=2) if "head" in name else CONFIG.head
+    config = msgspec.structs.replace(
+        CONFIG, encoder=encoders.get(name, CONFIG.encoder), head=head, updates=4
+    )
+    train(*clips, config, tmp_path, data_name="two voices", progress=False)
+    loaded = load_checkpoint(tmp_path / "last.ckpt")
+    assert loaded.spec.encoder == config.encoder
+    assert loaded.updates == 4
+    x = torch.randn(1, 64, 40)
+    out, _ = loaded.encoder(x, torch.tensor([64]))
+    assert loaded.head(out, loaded.head.fully_masked(out)).isfinite().all()

@@ -15,7 +15,7 @@ from edge_imputer.errors import CheckpointError
 from edge_imputer.specs import ModelSpec
 
 from .config import TrainConfig
-from .encoder import CrnnEncoder
+from .encoders import Encoder
 from .imputer import ImputerHead
 from .module import ImputerModule
 
@@ -59,7 +59,7 @@ class Checkpoint:
     sha256: str
 
     @property
-    def encoder(self) -> CrnnEncoder:
+    def encoder(self) -> Encoder:
         """The encoder, in evaluation mode."""
         return self.module.encoder
 

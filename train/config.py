@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_imputer.errors import SpecError
-from edge_imputer.specs import CrnnSpec, ImputerSpec
+from edge_imputer.specs import CrnnSpec, EncoderSpec, ImputerSpec
 
 from .augment import AugmentSpec
 
@@ -15,7 +15,7 @@ from .augment import AugmentSpec
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to train. The defaults are the demo's: small data, a few minutes on two cores."""
 
-    encoder: CrnnSpec = CrnnSpec()
+    encoder: EncoderSpec = CrnnSpec()
     head: ImputerSpec = ImputerSpec()
     augment: AugmentSpec = AugmentSpec()
     updates: int = 3600

@@ -18,8 +18,9 @@ from .imputer import ImputerHead
 def decode(head: ImputerHead, encoder_out: Tensor, schedule: Sequence[int]) -> Tensor:
     """Fill in the alignment of every utterance (Chan et al. 2020, section 3.4).
 
-    Each pass commits, in every block, the `schedule[k]` open frames whose best token is most
-    probable (the earlier frame on a tie). Committed tokens never change.
+    Each pass commits, in every block, the `schedule[k]` open frames that come first in the head's
+    order, such as those whose best token is most probable (the earlier frame on a tie). Committed
+    tokens never change.
 
     Parameters
     ----------
@@ -37,8 +38,23 @@ def decode(head: ImputerHead, encoder_out: Tensor, schedule: Sequence[int]) -> T
         log_probs = head(encoder_out, alignment).log_softmax(-1)
         confidence, token = log_probs.max(-1)
         is_open = alignment == head.mask_id
-        blocks = confidence.masked_fill(~is_open, -torch.inf).view(batch, -1, block)
-        rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        keys = {  # the last one counts most
+            "confidence": [-confidence],
+            "left-to-right": [],
+            "non-blank-first": [-confidence, token == head.blank_id],
+        }[head.spec.order]
+        rank = _rank([key.view(batch, -1, block) for key in (*keys, ~is_open)])
         commit = (rank < n_commit).view(batch, n_frames) & is_open
         alignment = torch.where(commit, token, alignment)
     return alignment
+
+
+def _rank(keys: Sequence[Tensor]) -> Tensor:
+    """Place of every element of the last dimension in the order by the last key, then the others.
+
+    Equal elements keep their order.
+    """
+    order = torch.arange(keys[0].shape[-1], device=keys[0].device).expand(keys[0].shape)
+    for key in keys:
+        order = order.gather(-1, key.gather(-1, order).argsort(dim=-1, stable=True))
+    return order.argsort(-1)

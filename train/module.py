@@ -16,13 +16,12 @@ from edge_imputer.metrics import edit_distance
 from edge_imputer.specs import BLANK_ID, ModelSpec
 from edge_imputer.tokens import Tokenizer
 
-from .alignment import mask_blocks, viterbi_alignment
 from .config import TrainConfig
 from .data import Batch
 from .decode import decode
-from .encoder import CrnnEncoder
+from .encoders import build_encoder
 from .imputer import ImputerHead
-from .loss import imputer_loss
+from .objective import MASK, best_alignment, ctc_loss, imputer_loss, mask_alignment
 
 
 class ImputerModule(pl.LightningModule):
@@ -38,7 +37,7 @@ class ImputerModule(pl.LightningModule):
         self.spec = spec
         self.config = config
         self.tokenizer = Tokenizer(spec.tokens)
-        self.encoder = CrnnEncoder(spec.encoder, spec.features)
+        self.encoder = build_encoder(spec.encoder, spec.features)
         self.dropout = nn.Dropout(config.dropout)
         self.ctc = nn.Linear(spec.encoder.d_model, spec.tokens.vocabulary_size)
         self.head = ImputerHead(spec.encoder.d_model, spec.head, spec.tokens)
@@ -50,72 +49,70 @@ class ImputerModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: CTC of the encoder and the DP loss of the head, per token."""
         encoder_out, frames = self.encoder(batch.features, batch.lengths)
-        log_probs = self.ctc(self.dropout(encoder_out)).log_softmax(-1)
-        ctc_loss = self._ctc_loss(log_probs, frames, batch)
-        alignment = self._roll_in(log_probs.detach(), frames, batch)
+        logits = self.ctc(self.dropout(encoder_out))
+        encoder_loss = self._ctc_loss(logits, frames, batch)
+        partial = self._roll_in(logits.detach(), frames, batch)
         head_in = encoder_out.detach() if self.config.stop_gradient else encoder_out
-        head_loss = self._head_loss(self.dropout(head_in), alignment, frames, batch)
-        self.log_dict({"ctc": ctc_loss, "imputer": head_loss}, prog_bar=True)
-        if not torch.isfinite(ctc_loss + head_loss):
+        head_loss = self._head_loss(self.dropout(head_in), partial, frames, batch)
+        self.log_dict({"ctc": encoder_loss, "imputer": head_loss}, prog_bar=True)
+        if not torch.isfinite(encoder_loss + head_loss):
             raise DataError(
                 f"the loss is no longer finite at update {self.global_step} (CTC "
-                f"{ctc_loss.item()}, Imputer {head_loss.item()}); lower learning_rate in the "
+                f"{encoder_loss.item()}, Imputer {head_loss.item()}); lower learning_rate in the "
                 "recipe, or go on from an earlier checkpoint with other data"
             )
         if self.config.stop_gradient:
-            return ctc_loss + head_loss
+            return encoder_loss + head_loss
         weight = self.config.ctc_weight
-        return weight * ctc_loss + (1 - weight) * head_loss
+        return weight * encoder_loss + (1 - weight) * head_loss
 
-    def _ctc_loss(self, log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
+    def _ctc_loss(self, logits: Tensor, frames: Tensor, batch: Batch) -> Tensor:
         """CTC of the encoder's own branch; guided by the flat start for the first updates."""
-        losses = F.ctc_loss(
-            log_probs.transpose(0, 1),
-            batch.targets,
-            frames,
-            batch.target_lengths,
-            blank=BLANK_ID,
-            reduction="none",
+        loss = ctc_loss(
+            logits, batch.targets, frames, batch.target_lengths, blank_id=BLANK_ID, validate=False
         )
-        loss = self._per_token(losses, batch)
         if self.global_step < self.config.flat_start_updates:
-            loss = 0.3 * loss + self._flat_start_loss(log_probs, frames, batch)
+            loss = 0.3 * loss + self._flat_start_loss(logits, frames, batch)
         return loss
 
     def _head_loss(
-        self, encoder_out: Tensor, alignment: Tensor, frames: Tensor, batch: Batch
+        self, encoder_out: Tensor, partial: Tensor, frames: Tensor, batch: Batch
     ) -> Tensor:
         """The Imputer's DP loss given partial alignments, and the penalty on large logits."""
-        logits: Tensor = self.head(encoder_out, alignment)
-        losses = imputer_loss(
-            logits.log_softmax(-1),
-            alignment,
+        seen = partial.masked_fill(partial == MASK, self.spec.tokens.mask_id)
+        logits: Tensor = self.head(encoder_out, seen)
+        loss = imputer_loss(
+            logits,
+            batch.targets,
+            partial,
+            frames,
+            batch.target_lengths,
+            blank_id=BLANK_ID,
+            zero_infinity=True,
+            validate=False,
+        )
+        return loss + self.config.logit_penalty * logits.square().mean()
+
+    def _roll_in(self, logits: Tensor, frames: Tensor, batch: Batch) -> Tensor:
+        """The partial alignments that the head is shown, `MASK` where open, (B, T)."""
+        if self.global_step < self.config.all_masked * self.config.updates:
+            return torch.full(logits.shape[:2], MASK, device=logits.device)
+        best = best_alignment(
+            logits,
             batch.targets,
             frames,
             batch.target_lengths,
-            mask_id=self.spec.tokens.mask_id,
+            blank_id=BLANK_ID,
+            validate=False,
         )
-        penalty = self.config.logit_penalty * logits.square().mean()
-        return self._per_token(losses, batch) + penalty
-
-    def _roll_in(self, log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
-        """The partial alignments the head is shown, (B, T)."""
-        mask_id = self.spec.tokens.mask_id
-        if self.global_step < self.config.all_masked * self.config.updates:
-            return torch.full(log_probs.shape[:2], mask_id, device=log_probs.device)
-        alignment, _ = viterbi_alignment(log_probs, batch.targets, frames, batch.target_lengths)
-        return mask_blocks(alignment, self.spec.head.block_size, mask_id=mask_id)
+        return mask_alignment(best.tokens, frames, block_size=self.spec.head.block_size)
 
     @staticmethod
-    def _flat_start_loss(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
+    def _flat_start_loss(logits: Tensor, frames: Tensor, batch: Batch) -> Tensor:
         """Cross entropy against the evenly spread transcript, per frame."""
-        losses = F.nll_loss(log_probs.transpose(1, 2), batch.flat_start, reduction="none")
+        losses = F.cross_entropy(logits.transpose(1, 2), batch.flat_start, reduction="none")
         valid = torch.arange(losses.shape[1], device=frames.device) < frames[:, None]
         return losses[valid].mean()
-
-    @staticmethod
-    def _per_token(loss: Tensor, batch: Batch) -> Tensor:
-        return (loss / batch.target_lengths.clamp(min=1)).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Word error rate at K = 1 and K = block size, over the whole validation split."""

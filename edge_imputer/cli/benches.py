@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from rich.progress import track
 
 from ..backends import BACKENDS, load_backend
 from ..bundle import Bundle, Provenance
@@ -50,7 +52,7 @@ def untrained_bundle(out: Path) -> Bundle:
 
     from edge_imputer.export.bundle import export_bundle
     from edge_imputer.firmware_bridge.emit import write_native
-    from edge_imputer.train.encoder import CrnnEncoder
+    from edge_imputer.train.encoders import build_encoder
     from edge_imputer.train.imputer import ImputerHead
 
     from ..specs import CrnnSpec, ImputerSpec, ModelSpec, TokenSpec
@@ -65,7 +67,7 @@ def untrained_bundle(out: Path) -> Bundle:
     rng = np.random.default_rng(0)
     return export_bundle(
         out,
-        encoder=CrnnEncoder(spec.encoder, spec.features).eval(),
+        encoder=build_encoder(spec.encoder, spec.features).eval(),
         head=ImputerHead(spec.encoder.d_model, spec.head, spec.tokens).eval(),
         spec=spec,
         provenance=Provenance(
@@ -115,7 +117,103 @@ def bench_frontend(bundle: Path | None) -> dict[str, Any]:
     return {name.split(",")[0] + "_us_per_s": us for name, us in figures.items()}
 
 
+def bench_loss(bundle: Path | None) -> dict[str, Any]:
+    """The training loss beside torch's: forward and backward, one thread and two, and a GPU."""
+    require("torch", extra="train")
+    from edge_imputer.train.objective import benchmark
+
+    plan = benchmark.plan()
+    rows = [benchmark.measure(*setting) for setting in track(plan, "measuring")]
+    print(benchmark.describe())
+    for where in dict.fromkeys(row.where for row in rows):
+        table(
+            f"Median ms of forward and backward, {where}",
+            ["B, T, V, S", "open", *benchmark.METHODS, "vs reduction", "vs torch"],
+            [
+                (
+                    ",".join(map(str, row.shape)),
+                    f"{row.open_share:.0%}",
+                    *(f"{ms:.2f}" for ms in row.ms.values()),
+                    f"{row.speedup('reduction'):.1f}x",
+                    f"{row.speedup('torch ctc'):.1f}x",
+                )
+                for row in rows
+                if row.where == where
+            ],
+        )
+    figures = {key: float(f"{value:.4g}") for key, value in benchmark.figures(rows).items()}
+    table("Summary: one thread, geometric means", ["figure", "value"], list(figures.items()))
+    return {**figures, "measured_on": benchmark.describe(), "rows": msgspec.to_builtins(rows)}
+
+
+def bench_attention(bundle: Path | None) -> dict[str, Any]:
+    """Attention against length, dense and sparse: time and memory, forward and backward."""
+    require("torch", extra="train")
+    from edge_imputer.train.layers import benchmark
+
+    plan = benchmark.plan()
+    rows = [row for setting in track(plan, "measuring") for row in benchmark.measure(*setting)]
+    print(benchmark.describe())
+    for where in dict.fromkeys(row.where for row in rows):
+        here = [row for row in rows if row.where == where]
+        _by_length(
+            f"Median ms of forward and backward, {where}",
+            {(row.n_frames, row.method): row.ms for row in here},
+        )
+        _by_length(
+            f"Most memory held beyond the inputs, MiB, {where}",
+            {(row.n_frames, row.method): row.memory_bytes / 2**20 for row in here},
+        )
+    figures = {key: float(f"{value:.4g}") for key, value in benchmark.figures(rows).items()}
+    table("Summary: one thread", ["figure", "value"], list(figures.items()))
+    return {**figures, "measured_on": benchmark.describe(), "rows": msgspec.to_builtins(rows)}
+
+
+def _by_length(title: str, values: Mapping[tuple[int, str], float]) -> None:
+    """A table of values by (frames, method)."""
+    lengths, methods = (list(dict.fromkeys(column)) for column in zip(*values, strict=True))
+    table(
+        title,
+        ["frames", *methods],
+        [
+            (f"{n:,}", *(f"{values[n, m]:,.1f}" if (n, m) in values else "" for m in methods))
+            for n in lengths
+        ],
+    )
+
+
+def bench_encoders(bundle: Path | None) -> dict[str, Any]:
+    """Every preset encoder as a stream: size, work, CPU time, latency."""
+    require("torch", extra="train")
+    from edge_imputer.train.benchmark import processor
+    from edge_imputer.train.encoders.benchmark import CHUNK_MS, measure
+
+    from ..specs import PRESETS
+
+    rows = measure(PRESETS, FeatureSpec() if bundle is None else Bundle.load(bundle).spec.features)
+    print(f"{processor()}; one thread, torch, {CHUNK_MS} ms at a time")
+    table(
+        "Encoders, a second of audio",
+        ["encoder", "parameters", "MACs", "median CPU ms", "latency, ms", "state, bytes"],
+        [
+            (
+                row.name,
+                f"{row.parameters:,}",
+                f"{row.macs_per_s:,}",
+                f"{row.ms_per_s_audio:.2f}",
+                f"{row.latency_ms:.0f}",
+                f"{row.state_bytes:,}",
+            )
+            for row in rows
+        ],
+    )
+    return {"presets": msgspec.to_builtins(rows), "measured_on": processor()}
+
+
 BENCHES: dict[str, Callable[[Path | None], dict[str, Any]]] = {
     "latency": bench_latency,
     "frontend": bench_frontend,
+    "loss": bench_loss,
+    "attention": bench_attention,
+    "encoders": bench_encoders,
 }

@@ -79,21 +79,40 @@ def _root(
 
 
 @app.command()
-def info(bundle: BundlePath, as_json: JsonOption = False) -> None:
-    """Show what a bundle holds: spec, sizes, operations, memory, what was measured.
+def info(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE|ENCODER",
+            help="Bundle folder; name of a preset encoder; or an encoder's file, .toml or .json.",
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle holds, or what an encoder is made of and costs.
 
-    Example: `edge-imputer info build/demo/bundle`
+    Of a bundle: spec, sizes, operations, memory, what was measured. Of an encoder: layers, shapes,
+    parameters, multiply-accumulates, state, latency, receptive field.
+
+    Examples:
+
+    `edge-imputer info build/demo/bundle`
+
+    `edge-imputer info tcn-30k`
     """
     from ..bundle import Bundle
-    from .show import bundle_summary
+    from .show import bundle_summary, encoder_summary
+    from .steps import describe_encoder
 
-    loaded = Bundle.load(bundle)
+    shown = describe_encoder(what) or Bundle.load(what)
     if as_json:
         import msgspec
 
-        print(msgspec.json.encode(loaded.manifest).decode())
+        print(msgspec.json.encode(shown.manifest if isinstance(shown, Bundle) else shown).decode())
+    elif isinstance(shown, Bundle):
+        bundle_summary(shown)
     else:
-        bundle_summary(loaded)
+        encoder_summary(what, shown)
 
 
 @app.command()
@@ -223,21 +242,25 @@ def export(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="latency or frontend.")],
+    name: Annotated[str, typer.Argument(help="latency, frontend, loss, attention or encoders.")],
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle to time; untrained weights if unset.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for NAME.json.")] = Path("build/bench"),
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json, and NAME.png if it has one.")] = (
+        Path("build/bench")
+    ),
 ) -> None:
     """Time the runtimes side by side; the last line is one JSON object.
 
     Example: `edge-imputer bench latency --bundle build/demo/bundle`
     """
     from .benches import run_bench
+    from .plots import write_plot
 
     figures = run_bench(name, bundle)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_plot(figures, out)
     print(_json(figures))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,8 +14,18 @@ from ..bundle import Bundle, Interval
 from ..latency import Latency
 from ..specs import ModelSpec
 
+if TYPE_CHECKING:
+    from edge_imputer.train.layers.inspect import EncoderInfo
+
 # Texts come from corpora and models: "[/b]" and ":cat:" in them are no markup.
-console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+# A pipe has no width: tables get one that holds them.
+console = Console(
+    markup=False,
+    emoji=False,
+    highlight=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() else 120,
+)
 
 
 def say(*parts: object) -> None:
@@ -105,6 +117,37 @@ def bundle_summary(bundle: Bundle) -> None:
         ["file", "bytes"],
         [(name, record.bytes) for name, record in manifest.files.items()],
     )
+
+
+def encoder_summary(name: str, info: EncoderInfo) -> None:
+    """Layers and totals of an encoder."""
+    table(
+        f"{name}: layers, in a step of {info.step_ms:.0f} ms",
+        ["layer", "output", "parameters", "MACs a second", "state, bytes"],
+        [
+            (
+                layer.name or "(elsewhere)",
+                " x ".join(map(str, layer.output)),
+                f"{layer.parameters:,}",
+                f"{layer.macs_per_s:,}",
+                f"{layer.state_bytes:,}",
+            )
+            for layer in info.layers
+        ],
+    )
+    reach = info.receptive_field_ms
+    facts = [
+        ("parameters", f"{info.parameters:,}"),
+        ("multiply-accumulates a second of audio", f"{info.macs_per_s:,}"),
+        ("state, bytes in float32", f"{info.state_bytes:,}"),
+        ("encoder frame", f"{info.frame_ms:.0f} ms"),
+        (
+            "algorithmic latency, the window of a feature frame included",
+            f"{info.latency_ms:.0f} ms",
+        ),
+        ("receptive field", "all since the start" if reach is None else f"{reach:,.0f} ms"),
+    ]
+    table(f"{name}: in all", ["", "value"], facts)
 
 
 def _state_bytes(inputs: Sequence[object], n_states: int) -> int:

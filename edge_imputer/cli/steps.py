@@ -1,4 +1,4 @@
-"""What several commands do: find a corpus, read a recipe, train, export."""
+"""What commands do: find a corpus or an encoder, read a recipe, train, export."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..bundle import Bundle, Provenance
-from ..errors import CheckpointError, DataError, require
-from ..specs import FeatureSpec
+from ..errors import CheckpointError, DataError, SpecError, require
+from ..specs import PRESETS, FeatureSpec, preset
+from ..specs.presets import EncoderFile, read_encoder
 
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
     from edge_imputer.train.config import TrainConfig
     from edge_imputer.train.corpus import Clip, ClipRecord, Split
+    from edge_imputer.train.layers.inspect import EncoderInfo
 
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
 SHIPPED = "shipped digits"
@@ -69,6 +71,27 @@ def _corpus_folder(data: Path | None) -> Path:
     if not data.exists() and not data.is_absolute() and root:
         return Path(root) / data
     return data
+
+
+def describe_encoder(what: str) -> EncoderInfo | None:
+    """What the encoder of that name, or in that file, is made of; None if `what` is a folder.
+
+    A preset goes before a folder of its name; ``./NAME`` is the folder.
+    """
+    path = Path(what)
+    if path.suffix in (".toml", ".json"):
+        file = read_encoder(path)
+    elif what not in PRESETS and (path.exists() or path.name != what):
+        return None
+    else:
+        try:
+            file = EncoderFile(encoder=preset(what))
+        except SpecError as error:
+            raise SpecError(f"found no bundle folder {what}, nor an encoder: {error}") from None
+    require("torch", extra="train")
+    from edge_imputer.train.layers.inspect import describe
+
+    return describe(file.encoder, file.features)
 
 
 def recipe(path: Path | None, *, updates: int | None, seed: int | None) -> TrainConfig:

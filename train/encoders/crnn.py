@@ -9,48 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_imputer.specs import ConvSpec, CrnnSpec, FeatureSpec
+from edge_imputer.specs import CrnnSpec, FeatureSpec
 
-State = tuple[Tensor, ...]
-
-
-class CausalConv2d(nn.Module):
-    """2-D convolution over (time, frequency) and ReLU; in time it sees the past only.
-
-    Output frame u reads input frames up to ``stride * (u + 1) - 1``. The streaming state is the
-    last ``kernel_time - stride_time`` input frames, zeros at the start.
-    """
-
-    def __init__(self, in_channels: int, spec: ConvSpec) -> None:
-        super().__init__()
-        self.left = spec.kernel_time - spec.stride_time
-        self.freq_pad = spec.kernel_freq // 2
-        self.stride = (spec.stride_time, spec.stride_freq)
-        self.conv = nn.Conv2d(
-            in_channels, spec.channels, (spec.kernel_time, spec.kernel_freq), self.stride
-        )
-        self.norm = nn.BatchNorm2d(spec.channels)  # folded into the convolution on export
-
-    def initial_state(self, batch: int, n_freq: int) -> Tensor:
-        """Zeros, (batch, in_channels, left, n_freq)."""
-        return self.conv.weight.new_zeros(batch, self.conv.in_channels, self.left, n_freq)
-
-    def step(self, chunk: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, T, F), T a multiple of the stride -> (B, C', T / stride, F'), next state."""
-        x = torch.cat([state, chunk], dim=2)
-        out = F.relu(self.norm(self.conv(F.pad(x, (self.freq_pad, self.freq_pad)))))
-        return out, x[:, :, x.shape[2] - self.left :]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, F) -> (B, C', T // stride, F')."""
-        return self.step(x, self.initial_state(x.shape[0], x.shape[3]))[0]
+from ..layers.base import State
+from ..layers.conv import CausalConv2d
+from ..layers.recurrent import make_gru
+from .base import Encoder
 
 
-class CrnnEncoder(nn.Module):
+class CrnnEncoder(Encoder):
     """Log-mel frames -> encoder frames.
 
     Every layer looks at the past only, so frames past an utterance's end cannot reach the ones
@@ -62,13 +31,15 @@ class CrnnEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.n_mels = features.n_mels
+        self.d_model = spec.d_model
+        self.subsampling = self.step_frames = spec.subsampling
         channels = [1, *(layer.channels for layer in spec.conv)]
         self.conv = nn.ModuleList(
             CausalConv2d(c, layer) for c, layer in zip(channels, spec.conv, strict=False)
         )
         self.freq = spec.conv_freq(features.n_mels)
         widths = [channels[-1] * self.freq[-1], *[spec.hidden] * (spec.gru_layers - 1)]
-        self.gru = nn.ModuleList(_gru(width, spec.hidden) for width in widths)
+        self.gru = nn.ModuleList(make_gru(width, spec.hidden) for width in widths)
 
     @property
     def _conv_layers(self) -> Iterable[CausalConv2d]:
@@ -127,16 +98,3 @@ class CrnnEncoder(nn.Module):
         """
         out, _ = self.step(x, self.initial_state(x.shape[0]))
         return out, lengths // self.spec.subsampling
-
-
-def _gru(width: int, hidden: int) -> nn.GRU:
-    """A GRU layer with orthogonal recurrent weights, which CTC learns from sooner."""
-    gru = nn.GRU(width, hidden, batch_first=True)
-    for name, parameter in gru.named_parameters():
-        if name.startswith("bias"):
-            nn.init.zeros_(parameter)
-            continue
-        recurrent = name.startswith("weight_hh")
-        for gate in torch.split(parameter.data, hidden):  # reset, update, new
-            (nn.init.orthogonal_ if recurrent else nn.init.xavier_uniform_)(gate)
-    return gru

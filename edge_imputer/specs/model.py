@@ -1,0 +1,72 @@
+"""A whole model."""
+
+from __future__ import annotations
+
+from typing import Union
+
+from ..errors import SpecError
+from .base import Spec
+from .conformer import ConformerSpec
+from .encoders import CrnnSpec
+from .features import FeatureSpec
+from .head import ImputerSpec
+from .tcn import TcnSpec
+from .tokens import TokenSpec
+
+EncoderSpec = Union[CrnnSpec, TcnSpec, ConformerSpec]  # noqa: UP007 (msgspec reads it on 3.10)
+
+
+class ModelSpec(Spec, frozen=True, kw_only=True):
+    """Everything that defines a model but its weights."""
+
+    features: FeatureSpec
+    encoder: EncoderSpec
+    head: ImputerSpec
+    tokens: TokenSpec
+    flush_ms: int = 160  # digital silence that ends an utterance, before rounding up to a chunk
+
+    def check(self) -> None:
+        """Raise `SpecError` if any part contradicts itself or another."""
+        self.features.check()
+        self.encoder.check()
+        self.head.check()
+        self.tokens.check()
+        if isinstance(self.encoder, ConformerSpec):
+            block = self.encoder.attention.block
+            if self.head.chunk_size % block:
+                raise SpecError(
+                    "expected the head's chunk to be whole chunks of the encoder, got "
+                    f"{self.head.chunk_size} frames and an attention block of {block}"
+                )
+        if self.flush_ms < 0:
+            raise SpecError(f"expected flush_ms >= 0, got {self.flush_ms}")
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds between two encoder frames."""
+        f = self.features
+        return self.encoder.subsampling * f.hop_length / f.sample_rate
+
+    @property
+    def chunk_features(self) -> int:
+        """Feature frames in a chunk."""
+        return self.head.chunk_size * self.encoder.subsampling
+
+    def n_chunks(self, n_samples: int) -> int:
+        """Chunks an utterance of `n_samples` samples is decoded in.
+
+        An utterance is its audio followed by digital silence: at least `flush_ms`, and up to a
+        whole number of chunks. So every frame has a chunk, and none is cut off.
+        """
+        f = self.features
+        wanted = n_samples + self.flush_ms * f.sample_rate // 1000
+        return max(1, -(-max(0, wanted - f.frame_length + f.hop_length) // self.chunk_samples))
+
+    @property
+    def chunk_samples(self) -> int:
+        """Samples by which a chunk moves on."""
+        return self.chunk_features * self.features.hop_length
+
+    def padded_samples(self, n_samples: int) -> int:
+        """Samples of an utterance with its closing silence, see `n_chunks`."""
+        return self.features.n_samples(self.n_chunks(n_samples) * self.chunk_features)
