@@ -8,9 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edge_imputer.errors import ObjectiveError
+from edge_imputer.train.benchmark import cpu_threads
 from edge_imputer.train.objective import lattice, native
 from edge_imputer.train.objective.arguments import MASK, Problem, check_ranges
 from edge_imputer.train.objective.native import NativeLibrary
@@ -477,25 +477,15 @@ def test_any_strides(isa: str, dtype: torch.dtype) -> None:
 # ------------------------------------------------------------------------------ threads
 
 
-@contextmanager
-def torch_threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     problem = large_problem(5, states=False, share=0.5)
     uniforms = torch.rand(3, 9, 203, generator=torch.Generator().manual_seed(0))
     for isa, dtype in FORMS:
         library, given = form(isa), as_type(problem, dtype)
-        with torch_threads(1):
+        with cpu_threads(1):
             expected = every_answer(library, given, uniforms)
         for n in (2, 7, 200):
-            with torch_threads(n):
+            with cpu_threads(n):
                 answers = every_answer(library, given, uniforms)
             for answer, wanted in zip(answers, expected, strict=True):
                 assert torch.equal(answer, wanted)
@@ -509,7 +499,7 @@ def test_calls_beside_each_other_do_not_meet() -> None:
         return every_answer(LIBRARY, problem, uniforms)
 
     expected = [answers(problem) for problem in given]
-    with torch_threads(2), ThreadPoolExecutor(8) as pool:
+    with cpu_threads(2), ThreadPoolExecutor(8) as pool:
         for found, wanted in zip(pool.map(answers, given * 4), expected * 4, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
@@ -534,7 +524,7 @@ def test_ten_thousand_calls_leave_nothing_behind() -> None:
         for _ in range(n):
             every_answer(LIBRARY, problem, uniforms)
 
-    with torch_threads(2):
+    with cpu_threads(2):
         call(300)
         before = resident_bytes()
         call(3400)  # three calls each
