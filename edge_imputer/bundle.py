@@ -201,7 +201,13 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
     while version < SCHEMA_VERSION:
         if version not in MIGRATIONS:
             raise BundleSchemaError(f"{source}: schema_version {version} is not known")
-        raw = MIGRATIONS[version](raw)
+        try:
+            raw = MIGRATIONS[version](raw)
+        except (KeyError, TypeError) as error:
+            raise BundleSchemaError(
+                f"{source}: a manifest of schema_version {version} without {error}; "
+                "export the model again"
+            ) from error
         version += 1
     try:
         manifest = msgspec.convert(raw, Manifest)

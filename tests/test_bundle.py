@@ -199,6 +199,13 @@ def test_version_1_had_convolutions_and_committed_by_confidence(tmp_path: Path) 
     assert (written.spec.head.mixer, written.spec.head.order) == ("conv", "confidence")
 
 
+def test_a_broken_manifest_of_version_1_is_named(tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    edit(tmp_path, lambda m: (m.update(schema_version=1), m.pop("spec")))
+    with pytest.raises(BundleSchemaError, match="schema_version 1 without 'spec'"):
+        Bundle.load(tmp_path)
+
+
 def test_a_graph_that_is_not_there(tmp_path: Path) -> None:
     manifest = write_bundle(tmp_path)
     only_encoder = msgspec.structs.replace(manifest, graphs=manifest.graphs[:1])

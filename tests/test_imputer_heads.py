@@ -12,8 +12,11 @@ from edge_imputer.imputation import schedule
 from edge_imputer.specs import (
     AttentionSpec,
     ConformerSpec,
+    ConvSpec,
+    CrnnSpec,
     FeatureSpec,
     ImputerSpec,
+    ModelSpec,
     TokenSpec,
 )
 from edge_imputer.train.decode import decode
@@ -115,6 +118,7 @@ def test_attention_head_learns_from_the_loss():
         ({"mixer": "attention", "width": 6, "heads": 4}, "heads that divide the width 6"),
         ({"mixer": "attention", "heads": 0}, "heads that divide"),
         ({"context": -1}, "context of 0 frames or more"),
+        ({"order": "zzz"}, "expected an order of .* got 'zzz'"),
     ],
 )
 def test_bad_heads_are_refused(fields, message):
@@ -202,3 +206,33 @@ def test_stack_learns_from_a_partial_alignment():
 def test_stacks_that_cannot_be_are_refused(encoder, head, message):
     with pytest.raises(SpecError, match=message):
         ImputerStack(encoder, head, FEATURES, TOKENS)
+
+
+@torch.no_grad()
+def test_decoding_a_padded_batch_with_the_stack_equals_the_clip_alone():
+    model = stack(3)
+    features = torch.randn(2, 32, FEATURES.n_mels, dtype=torch.float64)
+    frames, lengths = model.subsample(features, torch.tensor([18, 32]))
+    together = decode(model, frames, (2, 2), lengths)
+    alone = torch.nn.functional.pad(features[:1, :18], (0, 0, 0, 6))
+    short, length = model.subsample(alone, torch.tensor([18]))
+    assert torch.equal(together[0, :9], decode(model, short, (2, 2), length)[0, :9])
+    with pytest.raises(ValueError, match="whole blocks of 4 frames, got 15"):
+        decode(model, frames[:, :15], (2, 2), lengths)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "head", "message"),
+    [
+        (conformer(), STACK_HEAD, "got 'encoder'"),
+        (conformer(attention=AttentionSpec(block=3, memory_blocks=2)), ImputerSpec(), "block of 3"),
+        (conformer(attention=AttentionSpec(memory_blocks=None)), ImputerSpec(), "memory_blocks"),
+        (conformer(intermediate_ctc=(1,), n_tokens=9), ImputerSpec(), "branches of 4 tokens"),
+        (CrnnSpec(conv=(ConvSpec(channels=-4),)), ImputerSpec(), "channels >= 1"),
+        (CrnnSpec(conv=(ConvSpec(channels=4, stride_freq=0),)), ImputerSpec(), "stride_freq"),
+    ],
+)
+def test_models_that_cannot_work_are_refused(encoder, head, message):
+    spec = ModelSpec(features=FEATURES, encoder=encoder, head=head, tokens=TOKENS)
+    with pytest.raises(SpecError, match=message):
+        spec.check()

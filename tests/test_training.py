@@ -14,7 +14,14 @@ import torch
 
 from edge_imputer import train as train_package
 from edge_imputer.errors import CheckpointError, DataError, SpecError
-from edge_imputer.specs import ConformerSpec, ConvSpec, CrnnSpec, ImputerSpec, TcnSpec
+from edge_imputer.specs import (
+    AttentionSpec,
+    ConformerSpec,
+    ConvSpec,
+    CrnnSpec,
+    ImputerSpec,
+    TcnSpec,
+)
 from edge_imputer.train.augment import AugmentSpec
 from edge_imputer.train.checkpoint import load_checkpoint
 from edge_imputer.train.config import TrainConfig, read_config
@@ -235,3 +242,34 @@ def test_every_encoder_and_head_trains_and_comes_back(name, clips, tmp_path):
     x = torch.randn(1, 64, 40)
     out, _ = loaded.encoder(x, torch.tensor([64]))
     assert loaded.head(out, loaded.head.fully_masked(out)).isfinite().all()
+
+
+def test_intermediate_branches_are_trained(clips, tmp_path):
+    """Self-conditioned CTC from the recipe: what reads the branches learns."""
+    tokens = len({c for clip in clips[0] for c in clip.text} | {" "}) + 1
+    encoder = ConformerSpec(
+        d_model=16,
+        n_layers=2,
+        subsampling_channels=2,
+        kernel=3,
+        intermediate_ctc=(1,),
+        self_conditioned=True,
+        n_tokens=tokens,
+    )
+    config = msgspec.structs.replace(CONFIG, encoder=encoder, updates=4, all_masked=0.0)
+    weights = []
+    for updates in (1, 4):
+        out = tmp_path / str(updates)
+        recipe = msgspec.structs.replace(config, updates=updates)
+        train(*clips, recipe, out, data_name="two voices", progress=False)
+        loaded = load_checkpoint(out / "last.ckpt")
+        weights.append([loaded.encoder.ctc.bias, loaded.encoder.feedback.weight])
+    for early, late in zip(*weights, strict=True):
+        assert not torch.equal(early, late)
+
+
+def test_a_recipe_whose_parts_do_not_fit_is_refused_before_it_trains():
+    attention = AttentionSpec(block=3, memory_blocks=2)
+    recipe = msgspec.structs.replace(CONFIG, encoder=ConformerSpec(attention=attention))
+    with pytest.raises(SpecError, match="attention block of 3"):
+        recipe.check()

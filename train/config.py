@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_imputer.errors import SpecError
-from edge_imputer.specs import CrnnSpec, EncoderSpec, ImputerSpec
+from edge_imputer.specs import CrnnSpec, EncoderSpec, ImputerSpec, check_pair
 
 from .augment import AugmentSpec
 
@@ -27,6 +27,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     dropout: float = 0.1
     gradient_clip: float = 1.0
     ctc_weight: float = 0.8  # of the encoder's own CTC loss; the head's is one minus this
+    intermediate_weight: float = 0.5  # of a conformer's intermediate CTC in the encoder's loss
     stop_gradient: bool = True  # the head learns on the encoder, the encoder by CTC alone
     flat_start: float = 0.1  # share of the updates guided by evenly spread transcripts
     all_masked: float = 0.2  # share of the updates in which the head sees masks only
@@ -52,7 +53,12 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise SpecError(f"expected shares of at least 0 and below 1, got {wrong}")
         self.encoder.check()
         self.head.check()
+        check_pair(self.encoder, self.head)
         self.augment.check()
+        if not 0 <= self.intermediate_weight < 1:
+            raise SpecError(
+                f"expected intermediate_weight from 0 to below 1, got {self.intermediate_weight}"
+            )
         if not self.stop_gradient and not 0.8 <= self.ctc_weight <= 1.0:
             raise SpecError(
                 f"expected ctc_weight between 0.8 and 1 without stop_gradient, got "

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from .imputer import ImputerHead
+from .imputer_stack import ImputerStack
 
 
 @torch.no_grad()
-def decode(head: ImputerHead, encoder_out: Tensor, schedule: Sequence[int]) -> Tensor:
+def decode(
+    head: ImputerHead | ImputerStack,
+    encoder_out: Tensor,
+    schedule: Sequence[int],
+    lengths: Tensor | None = None,
+) -> Tensor:
     """Fill in the alignment of every utterance (Chan et al. 2020, section 3.4).
 
     Each pass commits, in every block, the `schedule[k]` open frames that come first in the head's
@@ -26,6 +32,9 @@ def decode(head: ImputerHead, encoder_out: Tensor, schedule: Sequence[int]) -> T
     ----------
     encoder_out : (B, T, d_model), T a multiple of the chunk size
     schedule : frames committed a block in each pass; sums to at least the block size
+    lengths : (B,), optional
+        Valid frames, which an `ImputerStack` must know in a padded batch; a head looks at whole
+        chunks and does not ask.
 
     Returns
     -------
@@ -34,8 +43,11 @@ def decode(head: ImputerHead, encoder_out: Tensor, schedule: Sequence[int]) -> T
     block = head.spec.block_size
     alignment = head.fully_masked(encoder_out)
     batch, n_frames = alignment.shape
+    if n_frames % block:
+        raise ValueError(f"expected whole blocks of {block} frames, got {n_frames} frames")
     for n_commit in schedule:
-        log_probs = head(encoder_out, alignment).log_softmax(-1)
+        known = () if lengths is None or isinstance(head, ImputerHead) else (lengths,)
+        log_probs = head(encoder_out, alignment, *known).log_softmax(-1)
         confidence, token = log_probs.max(-1)
         is_open = alignment == head.mask_id
         keys = {  # the last one counts most

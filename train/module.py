@@ -19,9 +19,10 @@ from edge_imputer.tokens import Tokenizer
 from .config import TrainConfig
 from .data import Batch
 from .decode import decode
-from .encoders import build_encoder
+from .encoders import ConformerEncoder, build_encoder
+from .encoders.conformer import intermediate_ctc_loss
 from .imputer import ImputerHead
-from .objective import MASK, best_alignment, ctc_loss, imputer_loss, mask_alignment
+from .objective import MASK, best_alignment, imputer_loss, mask_alignment
 
 
 class ImputerModule(pl.LightningModule):
@@ -34,6 +35,7 @@ class ImputerModule(pl.LightningModule):
 
     def __init__(self, spec: ModelSpec, config: TrainConfig) -> None:
         super().__init__()
+        spec.check()
         self.spec = spec
         self.config = config
         self.tokenizer = Tokenizer(spec.tokens)
@@ -48,9 +50,9 @@ class ImputerModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: CTC of the encoder and the DP loss of the head, per token."""
-        encoder_out, frames = self.encoder(batch.features, batch.lengths)
+        encoder_out, frames, branches = self._encode(batch)
         logits = self.ctc(self.dropout(encoder_out))
-        encoder_loss = self._ctc_loss(logits, frames, batch)
+        encoder_loss = self._ctc_loss(logits, branches, frames, batch)
         partial = self._roll_in(logits.detach(), frames, batch)
         head_in = encoder_out.detach() if self.config.stop_gradient else encoder_out
         head_loss = self._head_loss(self.dropout(head_in), partial, frames, batch)
@@ -66,10 +68,25 @@ class ImputerModule(pl.LightningModule):
         weight = self.config.ctc_weight
         return weight * encoder_loss + (1 - weight) * head_loss
 
-    def _ctc_loss(self, logits: Tensor, frames: Tensor, batch: Batch) -> Tensor:
-        """CTC of the encoder's own branch; guided by the flat start for the first updates."""
-        loss = ctc_loss(
-            logits, batch.targets, frames, batch.target_lengths, blank_id=BLANK_ID, validate=False
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Encoder frames, their number, and the logits of a conformer's intermediate branches."""
+        if isinstance(self.encoder, ConformerEncoder):
+            return self.encoder.forward_with_branches(batch.features, batch.lengths)
+        return *self.encoder(batch.features, batch.lengths), ()
+
+    def _ctc_loss(
+        self, logits: Tensor, branches: tuple[Tensor, ...], frames: Tensor, batch: Batch
+    ) -> Tensor:
+        """CTC of the encoder's own branches; guided by the flat start for the first updates."""
+        loss = intermediate_ctc_loss(
+            logits,
+            branches,
+            batch.targets,
+            frames,
+            batch.target_lengths,
+            weight=self.config.intermediate_weight,
+            blank_id=BLANK_ID,
+            validate=False,
         )
         if self.global_step < self.config.flat_start_updates:
             loss = 0.3 * loss + self._flat_start_loss(logits, frames, batch)

@@ -11,7 +11,7 @@ from .conformer import ConformerSpec
 from .encoders import ConvSpec, CrnnSpec, WindowedCrnnSpec
 from .features import FeatureSpec, MelSpec, PcenSpec
 from .head import ImputerSpec, check_schedule
-from .model import EncoderSpec, ModelSpec
+from .model import EncoderSpec, ModelSpec, check_pair
 from .presets import PRESETS, AnyEncoderSpec, preset
 from .tcn import TcnSpec
 from .tokens import BLANK_ID, TokenSpec
@@ -33,6 +33,7 @@ __all__ = [
     "TcnSpec",
     "TokenSpec",
     "WindowedCrnnSpec",
+    "check_pair",
     "check_schedule",
     "preset",
 ]

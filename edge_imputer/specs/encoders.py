@@ -25,6 +25,21 @@ class ConvSpec(Spec, frozen=True, kw_only=True):
         """Frequency bins after this layer."""
         return (n_freq + 2 * (self.kernel_freq // 2) - self.kernel_freq) // self.stride_freq + 1
 
+    def check(self) -> None:
+        """Raise `SpecError` on a convolution that cannot be, or would skip frames."""
+        if self.channels < 1:
+            raise SpecError(f"expected channels >= 1 in every convolution, got {self.channels}")
+        if not self.kernel_time >= self.stride_time >= 1:
+            raise SpecError(
+                "expected kernel_time >= stride_time >= 1 in every convolution, got "
+                f"{self.kernel_time} and {self.stride_time}"
+            )
+        if min(self.kernel_freq, self.stride_freq) < 1:
+            raise SpecError(
+                "expected kernel_freq and stride_freq >= 1 in every convolution, got "
+                f"{self.kernel_freq} and {self.stride_freq}"
+            )
+
 
 class CrnnSpec(Spec, frozen=True, kw_only=True, tag="crnn", tag_field="kind"):
     """Streaming CRNN: causal convolutions, then unidirectional GRU layers with explicit state."""
@@ -55,11 +70,7 @@ class CrnnSpec(Spec, frozen=True, kw_only=True, tag="crnn", tag_field="kind"):
         if not self.conv or self.gru_layers < 1 or self.hidden < 1:
             raise SpecError("expected at least one convolution, one GRU layer and hidden >= 1")
         for layer in self.conv:
-            if layer.kernel_time < layer.stride_time or layer.stride_time < 1:
-                raise SpecError(
-                    "expected kernel_time >= stride_time >= 1 in every convolution, got "
-                    f"{layer.kernel_time} and {layer.stride_time}"
-                )
+            layer.check()
 
 
 class WindowedCrnnSpec(Spec, frozen=True, kw_only=True, tag="crnn-windowed", tag_field="kind"):

@@ -66,7 +66,7 @@ class FeatureSpec(MelSpec, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise `SpecError` on values that contradict each other."""
         super().check()
-        if self.log_floor <= 0 or self.std <= 0:
+        if not (self.log_floor > 0 and self.std > 0):
             raise SpecError(
                 f"expected log_floor > 0 and std > 0, got {self.log_floor} and {self.std}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import SpecError
 from .base import Spec
@@ -65,6 +65,11 @@ class ImputerSpec(Spec, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise `SpecError` on a head that cannot be built."""
+        if self.order not in get_args(Order) or self.mixer not in get_args(Mixer):
+            raise SpecError(
+                f"expected an order of {get_args(Order)} and a mixer of {get_args(Mixer)}, got "
+                f"{self.order!r} and {self.mixer!r}"
+            )
         if self.kernel % 2 == 0 or min(self.depth, self.width, self.kernel) < 1:
             raise SpecError(f"expected an odd kernel and depth, width >= 1, got {self}")
         if self.mixer == "attention" and (self.heads < 1 or self.width % self.heads):

@@ -16,6 +16,24 @@ from .tokens import TokenSpec
 EncoderSpec = Union[CrnnSpec, TcnSpec, ConformerSpec]  # noqa: UP007 (msgspec reads it on 3.10)
 
 
+def check_pair(encoder: EncoderSpec, head: ImputerSpec) -> None:
+    """Raise `SpecError` unless a whole model can stream with this encoder and this head."""
+    if head.mixer == "encoder":
+        raise SpecError(
+            "expected a head of convolutions or attention, got 'encoder': the whole stack is "
+            "built by edge_imputer.train.imputer_stack.ImputerStack, not from a ModelSpec yet"
+        )
+    if not isinstance(encoder, ConformerSpec):
+        return
+    encoder.attention.check_streaming()
+    block = encoder.attention.block
+    if head.chunk_size % block:
+        raise SpecError(
+            "expected the head's chunk to be whole chunks of the encoder, got "
+            f"{head.chunk_size} frames and an attention block of {block}"
+        )
+
+
 class ModelSpec(Spec, frozen=True, kw_only=True):
     """Everything that defines a model but its weights."""
 
@@ -31,13 +49,13 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
         self.encoder.check()
         self.head.check()
         self.tokens.check()
-        if isinstance(self.encoder, ConformerSpec):
-            block = self.encoder.attention.block
-            if self.head.chunk_size % block:
-                raise SpecError(
-                    "expected the head's chunk to be whole chunks of the encoder, got "
-                    f"{self.head.chunk_size} frames and an attention block of {block}"
-                )
+        check_pair(self.encoder, self.head)
+        n_tokens = getattr(self.encoder, "n_tokens", None)
+        if n_tokens not in (None, self.tokens.vocabulary_size):
+            raise SpecError(
+                f"expected intermediate branches of {self.tokens.vocabulary_size} tokens, as many "
+                f"as the model has, got n_tokens {n_tokens}"
+            )
         if self.flush_ms < 0:
             raise SpecError(f"expected flush_ms >= 0, got {self.flush_ms}")
 

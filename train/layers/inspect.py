@@ -156,7 +156,7 @@ class Stream:
         out, self.state = self.encoder.step(chunk, self.state)
         self.n_fed += n
         if out.shape[1]:  # the first of what comes out has waited longest
-            end = (self.n_fed - 1) * hop + self.features.frame_length
+            end = (self.n_fed - 1) * hop + self.features.frame_length - self.features.padding[0]
             waited = end - self.n_out * self.encoder.subsampling * hop
             self.latency_samples = max(self.latency_samples, waited)
         self.n_out += out.shape[1]
