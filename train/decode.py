@@ -45,8 +45,8 @@ def decode(
     batch, n_frames = alignment.shape
     if n_frames % block:
         raise ValueError(f"expected whole blocks of {block} frames, got {n_frames} frames")
+    known = () if lengths is None or isinstance(head, ImputerHead) else (lengths,)
     for n_commit in schedule:
-        known = () if lengths is None or isinstance(head, ImputerHead) else (lengths,)
         log_probs = head(encoder_out, alignment, *known).log_softmax(-1)
         confidence, token = log_probs.max(-1)
         is_open = alignment == head.mask_id

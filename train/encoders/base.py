@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ..layers.base import StreamingLayer
 
 
@@ -35,3 +37,11 @@ class Encoder(StreamingLayer):
     subsampling: int
     step_frames: int
     receptive_field: int | None = None
+
+    def _check_features(self, x: Tensor, *, multiple_of: int = 1) -> None:
+        """Refuse what is not (B, T, n_mels), T a multiple."""
+        if x.dim() != 3 or x.shape[2] != self.n_mels or x.shape[1] % multiple_of:
+            whole = f" with T a multiple of {multiple_of}" if multiple_of > 1 else ""
+            raise ValueError(
+                f"expected features (B, T, {self.n_mels}){whole}, got {tuple(x.shape)}"
+            )

@@ -102,7 +102,7 @@ class ConformerEncoder(Encoder):
             Of the chunks that are full now; t' may be 0.
         state : tuple of tensors
         """
-        self._check(chunk)
+        self._check_features(chunk)
         frames, kept = torch.cat([state[0], chunk], 1), state[1:]
         n = frames.shape[1] // self.step_frames * self.step_frames
         outs = [frames.new_zeros(len(frames), 0, self.d_model)]
@@ -168,7 +168,7 @@ class ConformerEncoder(Encoder):
     def _encode(
         self, x: Tensor, lengths: Tensor, branching: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        self._check(x)
+        self._check_features(x)
         layers = self.spec.intermediate_ctc if branching else ()
         if x.shape[1] < self.subsampling:  # not one encoder frame
             empty = tuple(x.new_zeros(len(x), 0, self.spec.n_tokens or 0) for _ in layers)
@@ -189,10 +189,6 @@ class ConformerEncoder(Encoder):
         assert self.ctc is not None
         logits: Tensor = self.ctc(self.norm(x))
         return x if self.feedback is None else x + self.feedback(logits.softmax(-1)), logits
-
-    def _check(self, x: Tensor) -> None:
-        if x.dim() != 3 or x.shape[2] != self.n_mels:
-            raise ValueError(f"expected features (B, T, {self.n_mels}), got {tuple(x.shape)}")
 
 
 def receptive_field(spec: ConformerSpec) -> int | None:

@@ -65,11 +65,7 @@ class CrnnEncoder(Encoder):
         encoder_out : (B, T / subsampling, hidden)
         state : tuple of tensors
         """
-        if chunk.shape[1] % self.spec.subsampling or chunk.shape[2] != self.n_mels:
-            raise ValueError(
-                f"expected (B, T, {self.n_mels}) with T a multiple of {self.spec.subsampling}, "
-                f"got {tuple(chunk.shape)}"
-            )
+        self._check_features(chunk, multiple_of=self.subsampling)
         states: list[Tensor] = []
         x = chunk.unsqueeze(1)  # (B, 1, T, n_mels)
         for layer, s in zip(self._conv_layers, state, strict=False):

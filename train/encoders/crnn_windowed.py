@@ -172,7 +172,3 @@ class WindowedCrnnEncoder(Encoder):
         groups = torch.split(windows, max(1, GROUP // len(x)), 1)
         logits = [self.network(group.flatten(0, 1)).unflatten(0, (len(x), -1)) for group in groups]
         return torch.cat(logits, 1)
-
-    def _check_features(self, x: Tensor) -> None:
-        if x.dim() != 3 or x.shape[2] != self.n_mels:
-            raise ValueError(f"expected features (B, T, {self.n_mels}), got {tuple(x.shape)}")

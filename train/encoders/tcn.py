@@ -139,7 +139,7 @@ class TcnEncoder(Encoder):
         encoder_out : (B, T / subsampling, channels)
         state : tuple of tensors
         """
-        self._check(chunk)
+        self._check_features(chunk, multiple_of=self.subsampling)
         kept = iter(state)
         out, states = self.stem.step(chunk, (next(kept),))
         scales = []
@@ -165,7 +165,7 @@ class TcnEncoder(Encoder):
         encoder_out : (B, T / subsampling, channels)
         encoder_out_lens : (B,)
         """
-        self._check(x)
+        self._check_features(x, multiple_of=self.subsampling)
         lengths = lengths // self.spec.subsampling
         out = self.stem(x, lengths)
         scales = []
@@ -178,10 +178,3 @@ class TcnEncoder(Encoder):
     def _join(self, scales: list[Tensor]) -> Tensor:
         """One output of the stacks' outputs."""
         return sum(scales[:-1], start=scales[-1]) if self.spec.sum_stacks else scales[-1]
-
-    def _check(self, x: Tensor) -> None:
-        if x.shape[1] % self.spec.subsampling or x.shape[2] != self.n_mels:
-            raise ValueError(
-                f"expected (B, T, {self.n_mels}) with T a multiple of {self.spec.subsampling}, "
-                f"got {tuple(x.shape)}"
-            )

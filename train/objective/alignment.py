@@ -21,9 +21,8 @@ from torch import Tensor
 from edge_imputer.errors import ObjectiveError
 
 from . import native
-from .arguments import Problem, check_ranges, make_problem
+from .arguments import Problem, at_least_float32, make_problem
 from .lattice import (
-    at_least_float32,
     sample_states,
     state_tokens,
     token_log_probs,
@@ -193,15 +192,15 @@ def best_alignment(
     >>> [(token, start, end) for token, start, end, _ in alignment.spans(frame_s=0.04)[0]]
     [(1, 0.0, 0.04), (2, 0.08, 0.16)]
     """
-    problem = _checked(
+    problem = make_problem(
         logits,
         targets,
         partial_alignment,
         input_lengths,
         target_lengths,
-        blank_id,
-        semantics,
-        validate,
+        blank_id=blank_id,
+        semantics=semantics,
+        validate=validate,
     )
     return _describe(problem, _best_states(problem))
 
@@ -247,15 +246,15 @@ def sample_alignment(
     """
     if n_samples is not None and n_samples < 1:
         raise ObjectiveError(f"n_samples: expected 1 or more, or None, got {n_samples}")
-    problem = _checked(
+    problem = make_problem(
         logits,
         targets,
         partial_alignment,
         input_lengths,
         target_lengths,
-        blank_id,
-        semantics,
-        validate,
+        blank_id=blank_id,
+        semantics=semantics,
+        validate=validate,
     )
     uniforms = torch.rand(
         (n_samples or 1, *logits.shape[:2]),
@@ -278,30 +277,6 @@ def _sample_states(problem: Problem, uniforms: Tensor) -> Tensor:
     if native.NATIVE is None or problem.logits.device.type != "cpu":
         return sample_states(problem, uniforms)
     return native.sample_states(native.NATIVE, problem.at_least_float32(), uniforms)
-
-
-def _checked(
-    logits: Tensor,
-    targets: Tensor,
-    partial_alignment: Tensor | None,
-    input_lengths: Tensor,
-    target_lengths: Tensor,
-    blank_id: int,
-    semantics: str,
-    validate: bool,
-) -> Problem:
-    problem = make_problem(
-        logits,
-        targets,
-        partial_alignment,
-        input_lengths,
-        target_lengths,
-        blank_id=blank_id,
-        semantics=semantics,
-    )
-    if validate:
-        check_ranges(problem)
-    return problem
 
 
 def _describe(problem: Problem, states: Tensor) -> Alignment:

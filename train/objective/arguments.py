@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,6 +18,11 @@ Reduction = Literal["none", "mean", "sum"]
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums over logits of `dtype` are computed in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,11 @@ class Problem:
 
     def with_logits(self, logits: Tensor) -> Problem:
         """The same batch with other logits of the same shape."""
-        return Problem(
-            logits,
-            self.targets,
-            self.partial,
-            self.input_lengths,
-            self.target_lengths,
-            self.blank_id,
-            self.states,
-        )
+        return replace(self, logits=logits)
 
     def at_least_float32(self) -> Problem:
         """The same batch with logits of a type that sums are computed in."""
-        dtype = torch.promote_types(self.logits.dtype, torch.float32)
+        dtype = at_least_float32(self.logits.dtype)
         return self if dtype == self.logits.dtype else self.with_logits(self.logits.to(dtype))
 
     def frame_is_open(self) -> Tensor:
@@ -84,10 +81,11 @@ def make_problem(
     *,
     blank_id: int,
     semantics: str = "token",
+    validate: bool = False,
 ) -> Problem:
     """Check shapes, types and devices, and bring everything into the form of `Problem`.
 
-    Ranges are `check_ranges`' business: on a GPU they cost a synchronisation.
+    Ranges are checked too if `validate`: on a GPU that costs a synchronisation, see `check_ranges`.
 
     Raises
     ------
@@ -115,9 +113,12 @@ def make_problem(
             f"targets: expected ({batch}, S), or 1-D and concatenated, "
             f"got {tuple(targets.shape)} beside logits of {tuple(logits.shape)}"
         )
-    return Problem(
+    problem = Problem(
         logits, targets, partial, input_lengths, target_lengths, blank_id, semantics == "state"
     )
+    if validate:
+        check_ranges(problem)
+    return problem
 
 
 def check_logits(logits: Tensor) -> None:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import Problem
+from .arguments import Problem, at_least_float32
 from .autograd import only_once
 
 
@@ -51,11 +51,6 @@ class Lattice:
     emission: Tensor
     input_lengths: Tensor
     last: Tensor
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums over logits of `dtype` are computed in."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def log_probabilities(problem: Problem) -> Tensor:

@@ -176,18 +176,17 @@ def _reduced_loss(
 ) -> Tensor:
     weight = reduction_weight(reduction, problem.logits, problem.target_lengths)
     chosen = choose_backend(problem) if backend == "auto" else _require(problem, backend)
-    if chosen == "torch":
+    if chosen != "triton":  # which reads half precision as it is
+        problem = problem.at_least_float32()
+    if chosen != "torch":
+        losses = fused_loss(problem, weight, validate=validate)
+    else:
         if validate:
             check_ranges(problem)
-        problem = problem.at_least_float32()
         if problem.states:
             losses = lattice_loss(problem)
         else:
             losses = reduction_loss(problem, zero_infinity=zero_infinity)
-    else:
-        if chosen == "native":
-            problem = problem.at_least_float32()
-        losses = fused_loss(problem, weight, validate=validate)
     if zero_infinity:
         losses = losses.masked_fill(losses.isinf(), 0.0)
     return losses if reduction == "none" else (losses * weight).sum()
