@@ -131,7 +131,8 @@ def test_streaming_equals_batch(spec, parts, seed):
     x = noise(2, sum(parts), FEATURES.n_mels)
     expected = whole(model, x)
     close(stream(model, x, parts), expected)
-    close(stream(model.float(), x.float(), parts), expected.float(), 1e-5)
+    size = max(1, expected.abs().max().item()) if expected.numel() else 1
+    close(stream(model.float(), x.float(), parts), expected.float(), 1e-5 * size)
 
 
 @pytest.mark.parametrize("name", ["conformer-xs", "conformer-s", "conformer-m", "conformer-l"])

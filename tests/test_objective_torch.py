@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from edge_imputer.train.benchmark import cpu_threads, peak_bytes
@@ -17,6 +15,7 @@ from edge_imputer.train.objective import MASK, ImputerLoss, imputer_loss, native
 from edge_imputer.train.objective.arguments import Problem
 
 from .objective_cases import problems, random_problem
+from .processes import run_python, run_ranks
 
 
 def arguments(problem: Problem) -> tuple[Tensor, ...]:
@@ -227,38 +226,39 @@ def train_one_half(rank: int, port: int, out: str) -> None:
 
 
 def test_distributed_data_parallel(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out = str(tmp_path / "gradients.pt")
-    mp.start_processes(train_one_half, (port, out), nprocs=2, start_method="fork")
+    # Processes of their own, not forks: a fork of a process with a compiler's threads can hang.
+    out = tmp_path / "gradients.pt"
+    run_ranks(2, "tests.test_objective_torch", "train_one_half", str(out))
     torch.manual_seed(0)
     model = nn.Linear(11, 11)
     problem = larger()
     imputer_loss(model(problem.logits), *arguments(problem), reduction="mean").backward()
-    gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    gradients = torch.load(out, weights_only=True)
     for ours, alone in zip(gradients, model.parameters(), strict=True):
         torch.testing.assert_close(ours, alone.grad)
 
 
+FORK = """
+import torch, multiprocessing as mp
+import tests.conftest
+from tests.test_objective_torch import arguments, imputer_loss, larger
+torch.set_num_threads(2)
+problem = larger()
+expected = imputer_loss(problem.logits, *arguments(problem)).item()
+context = mp.get_context("fork")
+queue = context.SimpleQueue()
+work = lambda: queue.put(imputer_loss(problem.logits, *arguments(problem)).item())
+process = context.Process(target=work, daemon=True)
+process.start()
+process.join(60)
+assert process.exitcode == 0, process.exitcode
+assert queue.get() == expected
+"""
+
+
 def test_in_a_forked_worker() -> None:
     """A forked process may use the loss although its parent has used threads."""
-    problem = larger()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    expected = imputer_loss(problem.logits, *arguments(problem)).item()
-    context = mp.get_context("fork")
-    queue = context.SimpleQueue()
-
-    def work() -> None:
-        queue.put(imputer_loss(problem.logits, *arguments(problem)).item())
-
-    process = context.Process(target=work)
-    process.start()
-    process.join(60)
-    torch.set_num_threads(threads)
-    assert process.exitcode == 0
-    assert queue.get() == expected
+    run_python(FORK)
 
 
 # ------------------------------------------------------------------------------ memory

@@ -207,7 +207,8 @@ def test_encoder_streaming_equals_batch(spec, parts, seed):
     assert whole.shape == (2, sum(parts), model.d_model)
     close(stream(model, x, parts), whole)
     single = model.float()
-    close(stream(single, x.float(), parts), whole.float(), 1e-5)
+    size = max(1, whole.abs().max().item())
+    close(stream(single, x.float(), parts), whole.float(), 1e-5 * size)
 
 
 @torch.no_grad()
