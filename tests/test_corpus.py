@@ -14,17 +14,22 @@ import soundfile as sf
 from edge_imputer.errors import DataError, InfeasibleTargetError
 from edge_imputer.specs import CrnnSpec, FeatureSpec, ImputerSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
-from edge_imputer.train import augment
-from edge_imputer.train.augment import Augmenter, AugmentSpec, coloured_noise
-from edge_imputer.train.corpus import (
+from edge_imputer.train.data import augment
+from edge_imputer.train.data import (
+    Augmenter,
+    AugmentSpec,
     Clip,
+    Featurizer,
+    TrainingBatches,
+    fixed_batches,
     hold_out,
     join_clips,
     joined_sequences,
     load_clips,
     read_manifest,
+    usable_clips,
 )
-from edge_imputer.train.data import Featurizer, TrainingBatches, fixed_batches, usable_clips
+from edge_imputer.train.data.augment import coloured_noise
 
 RATE = 16_000
 

@@ -23,8 +23,14 @@ from edge_imputer.export.simulate import reference_backend
 from edge_imputer.imputation import ImputedChunk, schedule
 from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.specs import ConvSpec, ModelSpec, TokenSpec
-from edge_imputer.train.corpus import Clip, load_clips, read_manifest
-from edge_imputer.train.data import Batch, Featurizer, fixed_batches
+from edge_imputer.train.data import (
+    Batch,
+    Clip,
+    Featurizer,
+    fixed_batches,
+    load_clips,
+    read_manifest,
+)
 from edge_imputer.train.decode import decode
 from edge_imputer.train.encoders import CrnnEncoder
 from edge_imputer.train.imputer import ImputerHead

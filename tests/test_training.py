@@ -22,11 +22,16 @@ from edge_imputer.specs import (
     ImputerSpec,
     TcnSpec,
 )
-from edge_imputer.train.augment import AugmentSpec
 from edge_imputer.train.checkpoint import load_checkpoint
 from edge_imputer.train.config import TrainConfig, read_config
-from edge_imputer.train.corpus import Clip, load_clips, read_manifest
-from edge_imputer.train.data import Featurizer, flat_alignment
+from edge_imputer.train.data import (
+    AugmentSpec,
+    Clip,
+    Featurizer,
+    flat_alignment,
+    load_clips,
+    read_manifest,
+)
 from edge_imputer.train.trainer import train
 
 DIGITS = Path(train_package.__file__).parent / "digits"

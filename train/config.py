@@ -9,7 +9,7 @@ import msgspec
 from edge_imputer.errors import SpecError
 from edge_imputer.specs import CrnnSpec, EncoderSpec, ImputerSpec, check_pair
 
-from .augment import AugmentSpec
+from .data import AugmentSpec
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

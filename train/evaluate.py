@@ -21,7 +21,7 @@ from edge_imputer.specs import ModelSpec
 from edge_imputer.spotter import keyword_detector
 from edge_imputer.tokens import Tokenizer
 
-from .corpus import Clip
+from .data import Clip
 
 
 @dataclass(frozen=True)

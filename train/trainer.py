@@ -20,16 +20,17 @@ from edge_imputer.errors import CheckpointError, DataError
 from edge_imputer.specs import FeatureSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
 
-from .augment import Augmenter
 from .checkpoint import Checkpoint, Origin, SpecCallback, load_checkpoint
 from .config import TrainConfig
-from .corpus import Clip, joined_sequences
 from .data import (
+    Augmenter,
     Batch,
+    Clip,
     Featurizer,
     TrainingBatches,
     feature_statistics,
     fixed_batches,
+    joined_sequences,
     usable_clips,
 )
 from .module import ImputerModule

@@ -20,7 +20,7 @@ from .steps import Corpus, export_checkpoint, load_corpus, recipe, train_checkpo
 
 if TYPE_CHECKING:
     from edge_imputer.export.graph import Graph
-    from edge_imputer.train.corpus import Clip
+    from edge_imputer.train.data import Clip
 
 RUNTIMES = ("onnx", "litert", "native")
 N_STEPS_TIMED = 8

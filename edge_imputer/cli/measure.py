@@ -19,7 +19,7 @@ from .steps import Corpus
 
 if TYPE_CHECKING:
     from edge_imputer.export.graph import Graph
-    from edge_imputer.train.corpus import Clip, Split
+    from edge_imputer.train.data import Clip, Split
     from edge_imputer.train.evaluate import Decoded, Disagreement, KeywordFigures
 
 N_STEPS = (1, 2, 4, 8)
@@ -65,7 +65,7 @@ def evaluate(
     bundle: Bundle, backends: dict[str, Backend], clips: list[Clip], corpus: Corpus
 ) -> Results:
     """Decode the test clips, alone and in sequences, on every runtime and by every schedule."""
-    from edge_imputer.train.corpus import joined_sequences
+    from edge_imputer.train.data import joined_sequences
     from edge_imputer.train.evaluate import (
         decode_clips,
         disagreements,

@@ -18,7 +18,7 @@ from ..specs.presets import EncoderFile, read_encoder
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
     from edge_imputer.train.config import TrainConfig
-    from edge_imputer.train.corpus import Clip, ClipRecord, Split
+    from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
 
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
@@ -37,7 +37,7 @@ class Corpus:
 
     def clips(self, split: Split) -> list[Clip]:
         """One split, loaded when first asked for."""
-        from edge_imputer.train.corpus import load_clips
+        from edge_imputer.train.data import load_clips
 
         if split not in self._loaded:
             rate = FeatureSpec().sample_rate
@@ -51,13 +51,13 @@ def load_corpus(data: Path | None, *, hold_out: str | None = None) -> Corpus:
     A relative path that does not exist is looked up below ``$EDGE_IMPUTER_DATA``.
     """
     require("torch", extra="train")
-    from edge_imputer.train import corpus
+    from edge_imputer.train import data as corpora
 
     folder = _corpus_folder(data)
-    records = corpus.read_manifest(folder)
+    records = corpora.read_manifest(folder)
     name = SHIPPED if data is None else folder.resolve().name
     if hold_out is not None:
-        records = corpus.hold_out(records, hold_out)
+        records = corpora.hold_out(records, hold_out)
         name += f", {hold_out} held out"
     return Corpus(folder, name, records)
 
@@ -149,7 +149,7 @@ def export_checkpoint(
         require(module, extra="export")
     from edge_imputer.firmware_bridge.emit import write_native
     from edge_imputer.train.checkpoint import load_checkpoint
-    from edge_imputer.train.corpus import joined_sequences
+    from edge_imputer.train.data import joined_sequences
 
     from .. import __version__
 

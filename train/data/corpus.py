@@ -1,60 +1,20 @@
-"""A speech corpus: a folder with ``manifest.jsonl`` and audio files.
-
-One JSON object a line: ``audio`` (path relative to the folder), ``text`` (null where there is no
-transcript), ``speaker`` ("unknown" where the source has no ids), ``split`` (train, valid, test),
-``duration_s``, ``sample_rate``. Further keys are allowed and ignored.
-"""
+"""Corpus folders: their manifest's lines, and their clips in memory."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from edge_imputer.audio import read_audio, resample
 from edge_imputer.errors import AudioError, DataError
 
+from .records import Clip, ClipRecord, Split
+
 log = logging.getLogger(__name__)
-
-Split = Literal["train", "valid", "test"]
-Waveform = npt.NDArray[np.float32]
-
-
-class ClipRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a manifest. Unknown keys are ignored: corpora add their own."""
-
-    audio: str
-    text: str | None
-    speaker: str
-    split: Split
-    duration_s: float
-    sample_rate: int
-    engine: str | None = None  # speech synthesiser; None for recordings of people
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip in memory, at the rate it was asked for."""
-
-    record: ClipRecord
-    waveform: Waveform
-
-    @property
-    def text(self) -> str:
-        """The transcript; clips without one are never loaded as training material."""
-        return self.record.text or ""
-
-    @property
-    def speaker(self) -> str:
-        """The speaker's id."""
-        return self.record.speaker
 
 
 def read_manifest(folder: Path) -> list[ClipRecord]:
@@ -142,58 +102,3 @@ def load_clips(
         if rate != sample_rate:
             log.info("%s: resampled %d clips from %d to %d Hz", folder, count, rate, sample_rate)
     return clips
-
-
-def join_clips(
-    clips: list[Clip], gaps_s: npt.NDArray[np.float64], *, sample_rate: int
-) -> tuple[Waveform, str]:
-    """One utterance of several clips with silence before, between and after.
-
-    Parameters
-    ----------
-    clips : n clips
-    gaps_s : (n + 1,)
-        Seconds of digital silence before each clip and after the last.
-
-    Returns
-    -------
-    waveform : float32, (samples,)
-    text : the transcripts joined by spaces
-    """
-    parts = []
-    for clip, gap in zip(clips, gaps_s, strict=False):
-        parts += [np.zeros(round(gap * sample_rate), np.float32), clip.waveform]
-    parts.append(np.zeros(round(gaps_s[-1] * sample_rate), np.float32))
-    return np.concatenate(parts), " ".join(clip.text for clip in clips)
-
-
-def joined_sequences(
-    clips: list[Clip], n_sequences: int, *, sample_rate: int, seed: int, length: tuple[int, int]
-) -> list[Clip]:
-    """Sequences of clips of one speaker each, `length[0]` to `length[1]` clips long.
-
-    Speakers take turns, so that each is heard about equally often; a speaker with few clips
-    repeats them. Gaps are 0.05 to 0.3 s. No clips, no sequences.
-    """
-    if not clips:
-        return []
-    rng = np.random.default_rng(seed)
-    by_speaker: dict[str, list[Clip]] = {}
-    for clip in clips:
-        by_speaker.setdefault(clip.speaker, []).append(clip)
-    speakers = sorted(by_speaker)
-    sequences = []
-    for index in range(n_sequences):
-        pool = by_speaker[speakers[index % len(speakers)]]
-        n = int(rng.integers(length[0], length[1] + 1))
-        chosen = [pool[i] for i in rng.integers(len(pool), size=n)]
-        waveform, text = join_clips(chosen, rng.uniform(0.05, 0.3, n + 1), sample_rate=sample_rate)
-        record = msgspec.structs.replace(
-            chosen[0].record,
-            audio=f"sequence-{index:04d}",
-            text=text,
-            duration_s=len(waveform) / sample_rate,
-            sample_rate=sample_rate,
-        )
-        sequences.append(Clip(record, waveform))
-    return sequences

@@ -15,7 +15,8 @@ import soxr
 
 from edge_imputer.errors import SpecError
 
-from .corpus import Clip, Waveform, join_clips
+from .records import Clip, Waveform
+from .sequences import join_clips
 
 Float32 = npt.NDArray[np.float32]
 
