@@ -1,0 +1,138 @@
+"""The figures of docs/results.md: kept in docs/results.json, shown in the page's tables.
+
+::
+
+    python docs/tools/results.py record loss build/bench/loss.json --rows rows
+    python docs/tools/results.py render
+
+`record` puts what a command measured into a table of the JSON file; `render` writes the page's
+tables from it. A table of the page is declared in a comment, one column a line,
+``header | format`` with the keys of the rows; what stands between it and the closing comment is
+rendered. A part of a format in double square brackets is left out where its
+value is missing::
+
+    <!-- table loss
+    frames open | {open:.0%}
+    ms | {ours_ms:.2f}
+    -->
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent.parent
+TABLE = re.compile(
+    r"(<!-- table (\S+)(?: where ([^\n]+))?\n(.*?)-->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
+
+Row = dict[str, Any]
+
+
+def record(tables: dict[str, list[Row]], name: str, rows: list[Row], key: list[str]) -> None:
+    """Put rows into a table: in place of those with the same values under `key`, or of all."""
+    if not key:
+        tables[name] = rows
+        return
+    places = {tuple(row.get(k) for k in key): i for i, row in enumerate(tables.get(name, []))}
+    kept = tables.setdefault(name, [])
+    for row in rows:
+        place = places.get(tuple(row.get(k) for k in key))
+        if place is None:
+            kept.append(row)
+        else:
+            kept[place] = row
+
+
+def cell(template: str, row: Row) -> str:
+    """One formatted cell; a part in double square brackets is left out where a value is missing."""
+
+    def optional(match: re.Match[str]) -> str:
+        try:
+            return match[1].format(**row)
+        except (KeyError, TypeError):  # no such key, or null
+            return ""
+
+    return re.sub(r"\[\[(.*?)\]\]", optional, template).format(**row)
+
+
+def render(page: str, tables: dict[str, list[Row]]) -> str:
+    """The page with every declared table written anew from the figures."""
+
+    def one(match: re.Match[str]) -> str:
+        start, name, where, declared, _, end = match.groups()
+        columns = [line.split("|", 1) for line in declared.strip().splitlines()]
+        rows = [row for row in tables[name] if not where or chosen(row, where)]
+        lines = [" | ".join(header.strip() for header, _ in columns)]
+        lines += ["|".join(["---"] + ["---:"] * (len(columns) - 1))]
+        lines += [" | ".join(cell(form.strip(), row) for _, form in columns) for row in rows]
+        shown = "".join(f"|{line}|\n" if "---" in line[:4] else f"| {line} |\n" for line in lines)
+        return f"{start}{shown}{end}"
+
+    return TABLE.sub(one, page)
+
+
+def chosen(row: Row, where: str) -> bool:
+    """Whether a row has the values of ``key=value, key=value``."""
+    pairs = (pair.split("=", 1) for pair in where.split(","))
+    return all(str(row.get(key.strip())) == value.strip() for key, value in pairs)
+
+
+def rows_of(path: Path, inside: str | None) -> list[Row]:
+    """Rows of a command's JSON: the list under the dotted key `inside`, or the one object."""
+    found: Any = json.loads(path.read_text("utf-8"))
+    for part in inside.split(".") if inside else []:
+        found = found[part]
+    return found if isinstance(found, list) else [found]
+
+
+def dump(tables: dict[str, list[Row]]) -> str:
+    """JSON with a row a line, so that a change of figures is easy to read."""
+    parts = []
+    for name, rows in sorted(tables.items()):
+        lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
+        parts.append(f"{json.dumps(name)}: [\n{lines}\n]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    draft = path.with_suffix(path.suffix + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def main() -> None:
+    """Parse the command line and do it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("record", help="put what a command measured into a table, and render")
+    add.add_argument("table")
+    add.add_argument("file", type=Path)
+    add.add_argument(
+        "--rows", help="dotted key of the rows in the file; the whole file if not given"
+    )
+    add.add_argument("--key", default="", help="keys, with commas, that tell a row to replace")
+    add.add_argument("--set", nargs="*", default=[], help="key=value pairs to add to every row")
+    commands.add_parser("render", help="write the page's tables from the figures")
+    options = parser.parse_args()
+    tables = json.loads((DOCS / "results.json").read_text("utf-8"))
+    if options.command == "record":
+        extra = dict(pair.split("=", 1) for pair in options.set)
+        rows = [{**extra, **row} for row in rows_of(options.file, options.rows)]
+        record(tables, options.table, rows, [k for k in options.key.split(",") if k])
+    write(DOCS / "results.json", dump(tables))
+    page = DOCS / "results.md"
+    write(page, render(page.read_text("utf-8"), tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The results page shows the figures of docs/results.json, and no table of figures but those."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results", DOCS / "tools" / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+results = load_tool()
+PAGE = (DOCS / "results.md").read_text("utf-8")
+TABLES = json.loads((DOCS / "results.json").read_text("utf-8"))
+
+
+def test_page_shows_the_figures_on_record() -> None:
+    assert results.render(PAGE, TABLES) == PAGE  # if not: python docs/tools/results.py render
+    assert results.dump(TABLES) == (DOCS / "results.json").read_text("utf-8")
+
+
+def test_every_table_is_on_record_and_every_record_is_shown() -> None:
+    declared = {match[2] for match in results.TABLE.finditer(PAGE)}
+    assert declared == set(TABLES)
+    outside = results.TABLE.sub("", PAGE)
+    assert not re.findall(r"^\|.*\|$", outside, re.MULTILINE)
+
+
+def test_a_row_replaces_the_one_of_its_key() -> None:
+    tables = {"speed": [{"model": "a", "ms": 1}, {"model": "b", "ms": 2}]}
+    results.record(tables, "speed", [{"model": "b", "ms": 3}, {"model": "c", "ms": 4}], ["model"])
+    assert [row["ms"] for row in tables["speed"]] == [1, 3, 4]
+    results.record(tables, "speed", [{"model": "d"}], [])
+    assert tables["speed"] == [{"model": "d"}]
+
+
+def test_cells() -> None:
+    row = {"p": 0.5, "low": 0.25, "high": None, "ms": {"torch ctc": 1.5}}
+    assert results.cell("{p:.0%}[[ ({low:.0%} to {high:.0%})]]", row) == "50%"
+    assert results.cell("{p:.0%}[[, from {low:.0%}]]", row) == "50%, from 25%"
+    assert results.cell("{ms[torch ctc]:.2f}", row) == "1.50"
+    with pytest.raises(KeyError):
+        results.cell("{absent}", row)
+
+
+def test_only_chosen_rows_are_shown() -> None:
+    page = "<!-- table t where kind=real\nname | {name}\nn | {n}\n-->\n<!-- end -->\n"
+    rows = [{"name": "a", "n": 1, "kind": "real"}, {"name": "b", "n": 2, "kind": "other"}]
+    shown = results.render(page, {"t": rows})
+    assert "| a | 1 |" in shown
+    assert "| b |" not in shown
+    assert results.render(shown, {"t": rows}) == shown
