@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint format typecheck check bench-latency bench-frontend \
-  bench-loss bench-attention wheel wheels clean
+  bench-loss bench-attention bench-data wheel wheels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-loss: setup  ## the training loss beside torch's, forward and backward (BE
 
 bench-attention: setup  ## sparse attention beside dense, against length, with a plot (BENCH_ARGS=...)
 	$(BIN)/edge-imputer bench attention $(BENCH_ARGS)
+
+bench-data: setup  ## files to augmented batches: CPU time of one core, memory of a million rows
+	$(BIN)/edge-imputer bench data $(BENCH_ARGS)
 
 bench-%: setup  ## any other benchmark of `edge-imputer bench`
 	$(BIN)/edge-imputer bench $* $(BENCH_ARGS)

@@ -30,6 +30,8 @@ _WAV_SIZE_UNKNOWN = 0x7FFF_0000  # writers to a pipe put a size at or above this
 _OGG_PAGE_HEADER = 27  # bytes, before the segment table
 _OGG_END_OF_STREAM = 4  # flag
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG")  # libsndfile's names of the three containers
+_CORPUS_FORMATS = (*_FORMATS, "MP3")  # what corpora are published in
+_OVERSHOOT_S = 0.5  # how far a segment may reach past the end, as in Kaldi's extract-segments
 
 
 class ClippingWarning(UserWarning):
@@ -156,6 +158,66 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Float32, int]:
         finite.
     """
     file = Path(path)
+    _check_present(file)
+    _check_complete(file)
+    waveform, sample_rate = _decode(file, _FORMATS)
+    _check_range(waveform, source=str(file))
+    return waveform, sample_rate
+
+
+def read_segment(
+    path: str | os.PathLike[str], *, start_s: float = 0.0, duration_s: float | None = None
+) -> tuple[Float32, int]:
+    """Read a part of a file of a corpus: mono wav, flac, ogg or mp3. Only that part is decoded.
+
+    Parameters
+    ----------
+    path
+        The file.
+    start_s, duration_s : float
+        The part, in seconds; without a duration, to the end. A part may reach 0.5 s past the
+        end, as in Kaldi's segments: it then ends with the file.
+
+    Returns
+    -------
+    waveform : float32, (n,), n >= 1
+    sample_rate : int
+
+    Raises
+    ------
+    AudioNotFoundError, AudioFormatError
+        As `read_audio`; or the part lies outside the file.
+    """
+    file = Path(path)
+    _check_present(file)
+    if start_s == 0.0:
+        _check_complete(file)
+    waveform, sample_rate = _decode(file, _CORPUS_FORMATS, start_s, duration_s)
+    _check_range(waveform, source=str(file))
+    return waveform, sample_rate
+
+
+def audio_length(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Samples and sample rate of a file, by its header alone.
+
+    Raises
+    ------
+    AudioNotFoundError, AudioFormatError
+    """
+    import soundfile
+
+    file = Path(path)
+    _check_present(file)
+    try:
+        info = soundfile.info(str(file))
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise AudioFormatError(
+            f"{file}: expected an audio file, could not read its header ({error})"
+        ) from error
+    return int(info.frames), int(info.samplerate)
+
+
+def _check_present(file: Path) -> None:
     if not file.exists():
         raise AudioNotFoundError(f"expected an audio file, found none at {file}; check the path")
     if not file.is_file():
@@ -164,18 +226,16 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Float32, int]:
         raise AudioFormatError(
             f"{file}: expected audio, got an empty file; record or copy it again"
         )
-    _check_complete(file)
-    waveform, sample_rate = _decode(file)
-    _check_range(waveform, source=str(file))
-    return waveform, sample_rate
 
 
-def _decode(file: Path) -> tuple[Float32, int]:
+def _decode(
+    file: Path, formats: tuple[str, ...], start_s: float = 0.0, duration_s: float | None = None
+) -> tuple[Float32, int]:
     import soundfile
 
     try:
         with soundfile.SoundFile(file) as source:
-            if source.format not in _FORMATS:
+            if source.format not in formats:
                 raise AudioFormatError(
                     f"{file}: expected a wav, flac or ogg file, got {source.format}; "
                     f"convert it, for example: ffmpeg -i {file.name} {file.stem}.flac"
@@ -185,11 +245,17 @@ def _decode(file: Path) -> tuple[Float32, int]:
                     f"{file}: expected one channel, got {source.channels}; "
                     f"make it mono, for example: ffmpeg -i {file.name} -ac 1 mono.wav"
                 )
-            promised = source.frames
-            blocks = []  # block by block: a header may promise more than memory holds
-            while (block := source.read(_READ_BLOCK, dtype="float32")).size:
-                blocks.append(block)
             sample_rate = int(source.samplerate)
+            start, promised = 0, source.frames
+            left: float = np.inf
+            if start_s or duration_s is not None:
+                start, promised = _part(file, promised, sample_rate, start_s, duration_s)
+                _skip(source, start)
+                left = promised
+            blocks = []  # block by block: a header may promise more than memory holds
+            while (block := source.read(int(min(_READ_BLOCK, left)), dtype="float32")).size:
+                blocks.append(block)
+                left -= block.size
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless .raw
         raise AudioFormatError(
             f"{file}: expected a wav, flac or ogg file, could not decode it ({error}); "
@@ -204,6 +270,33 @@ def _decode(file: Path) -> tuple[Float32, int]:
     if promised < 1 << 40 and waveform.size < promised:
         raise _truncated(file, f"{promised} samples", f"{waveform.size}")
     return waveform, sample_rate
+
+
+def _skip(source: Any, n_samples: int) -> None:
+    """Go to a sample; libsndfile does not seek exactly in mp3, which is decoded up to it."""
+    if source.format != "MP3":
+        source.seek(n_samples)
+        return
+    while n_samples > 0 and (n_read := len(source.read(min(_READ_BLOCK, n_samples)))):
+        n_samples -= n_read
+
+
+def _part(
+    file: Path, n_samples: int, sample_rate: int, start_s: float, duration_s: float | None
+) -> tuple[int, int]:
+    """First sample and number of samples of a part of a file of `n_samples`."""
+    start = round(start_s * sample_rate)
+    wanted = n_samples - start if duration_s is None else round(duration_s * sample_rate)
+    overshoot = start + wanted - n_samples
+    if start < 0 or wanted < 1 or start >= n_samples or overshoot > _OVERSHOOT_S * sample_rate:
+        raise AudioFormatError(
+            f"{file}: expected a part of its {n_samples / sample_rate:.3f} s, got "
+            f"{wanted / sample_rate:.3f} s from {start_s:.3f} s on; correct the manifest or the "
+            "segments"
+        )
+    if abs(overshoot) <= sample_rate / 1000:  # manifests round durations: no sample is cut off
+        return start, n_samples - start
+    return start, wanted - max(0, overshoot)
 
 
 def _check_complete(file: Path) -> None:

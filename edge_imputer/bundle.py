@@ -15,6 +15,7 @@ sha256 is an error that says so. An older schema is migrated by an explicit func
       native/edim_model.c, native/edim_model.h           the same integers as C99 tables
       native/edim_kernels.c, native/edim_kernels.h       the kernels they call
       native/edge_imputer.c, native/edge_imputer.h       the interface of the C code
+      weights.npz                                        float32, to train on from (--init-from)
 """
 
 from __future__ import annotations
@@ -30,18 +31,33 @@ import msgspec
 
 from . import __version__
 from .errors import BundleIntegrityError, BundleNotFoundError, BundleSchemaError
+from .measured import Interval, Metrics, OperatingPoint, Record
 from .quantization import QuantParams
 from .specs import ModelSpec
 
-SCHEMA_VERSION = 2
+__all__ = [
+    "MANIFEST_NAME",
+    "MIGRATIONS",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "FileRecord",
+    "GraphRecord",
+    "Interval",
+    "Manifest",
+    "Metrics",
+    "OperatingPoint",
+    "Provenance",
+    "TensorRecord",
+    "file_records",
+    "parse_manifest",
+    "write_manifest",
+]
+
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A manifest record: every key is written, none has a default."""
-
-
-class TensorRecord(_Record, frozen=True, kw_only=True):
+class TensorRecord(Record, frozen=True, kw_only=True):
     """One input or output of a model, in the order the model takes them."""
 
     name: str
@@ -50,7 +66,7 @@ class TensorRecord(_Record, frozen=True, kw_only=True):
     quant: QuantParams | None  # None for token ids
 
 
-class GraphRecord(_Record, frozen=True, kw_only=True):
+class GraphRecord(Record, frozen=True, kw_only=True):
     """One of the two models. Outputs `states` feed back into the inputs of the same position."""
 
     name: Literal["encoder", "imputer"]
@@ -62,27 +78,7 @@ class GraphRecord(_Record, frozen=True, kw_only=True):
     weight_bytes: int
 
 
-class Interval(_Record, frozen=True, kw_only=True):
-    """A measured proportion or rate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-class Metrics(_Record, frozen=True, kw_only=True):
-    """What was measured, on what. Nulls where nothing was measured."""
-
-    data: str | None
-    digit_accuracy: Interval | None  # exact transcripts of isolated held-out clips
-    wer: Interval | None  # of joined sequences, at the bundle's own schedule
-    keyword_recall: Interval | None
-    keyword_fa_per_hour: float | None
-    negative_hours: float | None
-
-
-class Provenance(_Record, frozen=True, kw_only=True):
+class Provenance(Record, frozen=True, kw_only=True):
     """Where the model comes from."""
 
     data: str
@@ -93,22 +89,23 @@ class Provenance(_Record, frozen=True, kw_only=True):
     created_by: str
 
 
-class FileRecord(_Record, frozen=True, kw_only=True):
+class FileRecord(Record, frozen=True, kw_only=True):
     """Integrity of one file of the bundle."""
 
     sha256: str
     bytes: int
 
 
-class Manifest(_Record, frozen=True, kw_only=True):
-    """``manifest.json``, schema version 2."""
+class Manifest(Record, frozen=True, kw_only=True):
+    """``manifest.json``, schema version 3."""
 
     schema_version: int
     minimum_runtime_version: str
     name: str
     spec: ModelSpec
     graphs: tuple[GraphRecord, ...]
-    keyword_threshold: float | None  # chosen on the validation split; None where not chosen
+    keyword_threshold: float | None  # of any word, chosen on the validation split, or None
+    operating_point: OperatingPoint | None  # of certain keywords, for a rate of false alarms
     metrics: Metrics
     licence: str
     provenance: Provenance
@@ -133,7 +130,19 @@ def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "schema_version": 2, "spec": {**spec, "head": head}}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}  # to the next
+def _from_2(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 has an operating point, and names the kind of its features.
+
+    Before, nobody measured one, and there were no features but log-mel.
+    """
+    spec = raw["spec"]
+    features = {"kind": "log-mel", **spec["features"]}
+    new = {"schema_version": 3, "spec": {**spec, "features": features}, "operating_point": None}
+    return {**raw, **new}
+
+
+# By version, to the next one.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 
 
 class Bundle:

@@ -11,6 +11,7 @@
     ├── SpecError              a specification that contradicts itself
     ├── DataError              a manifest or corpus that cannot be read
     │   └── InfeasibleTargetError  more tokens than encoder frames can carry
+    ├── SynthesisError         a speech synthesiser is missing or failed, or no corpus can be made
     ├── ObjectiveError         (also ValueError) tensors the loss cannot be computed from
     ├── BundleError            a model folder that cannot be trusted
     │   ├── BundleNotFoundError    (also FileNotFoundError)
@@ -19,6 +20,8 @@
     ├── BackendError           a runtime that failed to load or run a model
     ├── ExportError            a graph that cannot be quantised or emitted
     ├── CheckpointError        a checkpoint without a spec, or of another shape
+    ├── TrainingError          a run that had to end; its last checkpoint is whole
+    │   └── TrainingStopped        somebody asked it to end: SIGTERM, Ctrl-C
     └── MissingExtraError      (also ImportError) an optional dependency is not installed
 """
 
@@ -64,6 +67,10 @@ class InfeasibleTargetError(DataError):
     """A transcript needs more encoder frames than its audio gives."""
 
 
+class SynthesisError(EdgeImputerError):
+    """A speech synthesiser is missing or failed, or no corpus can be made of what was asked for."""
+
+
 class ObjectiveError(EdgeImputerError, ValueError):
     """Tensors of the wrong shape, type, device or range for the training objective."""
 
@@ -94,6 +101,24 @@ class ExportError(EdgeImputerError):
 
 class CheckpointError(EdgeImputerError):
     """A checkpoint that carries no spec, or weights of another shape."""
+
+
+class TrainingError(EdgeImputerError):
+    """A training run that had to end; the message names the checkpoint to go on from."""
+
+
+class TrainingStopped(TrainingError):
+    """A training run that was asked to end by a signal, and wrote a checkpoint before it did.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command exits with: 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class MissingExtraError(EdgeImputerError, ImportError):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from .backends import Backend
-from .bundle import Bundle
+from .bundle import Bundle, OperatingPoint
 from .errors import SpecError
 from .events import Keyword
 from .imputation import ImputedChunk
@@ -33,13 +33,15 @@ class KeywordSpotter:
     Parameters
     ----------
     model : Bundle, its path, or anything with ``.spec``
-    keywords : sequence of str, or mapping of str to threshold
-        Words or phrases; without thresholds the bundle's own is taken.
+    keywords : sequence of str, or mapping of str to threshold, optional
+        Words or phrases; those of the bundle's operating point if not given. A keyword without a
+        threshold takes that of the operating point, or else the bundle's own for any word.
     backend : {"onnx", "onnx-float", "litert", "native"} or a loaded Backend
     n_steps, schedule
         Passes of the head a chunk, or frames committed in each; the model's own if both are None.
-    refractory_s : float
-        Least time between the ends of two events of one keyword.
+    refractory_s : float, optional
+        Least time between the ends of two events of one keyword. If not given, that of the
+        operating point where it has all the thresholds in use, else `REFRACTORY_S`.
     word_boundaries : bool, optional
         Whole words only. True where the token set has a space, if not given.
 
@@ -54,19 +56,23 @@ class KeywordSpotter:
     def __init__(
         self,
         model: Model,
-        keywords: Sequence[str] | Mapping[str, float],
+        keywords: Sequence[str] | Mapping[str, float] | None = None,
         *,
         backend: str | Backend = "onnx",
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
-        refractory_s: float = REFRACTORY_S,
+        refractory_s: float | None = None,
         word_boundaries: bool | None = None,
     ) -> None:
         described, loaded = open_model(model, backend)
         self._decoder = StreamingDecoder(
             described, backend=loaded, n_steps=n_steps, schedule=schedule
         )
-        self._thresholds = _thresholds(described, keywords)
+        point = described.manifest.operating_point if isinstance(described, Bundle) else None
+        self._thresholds = _thresholds(described, point, keywords)
+        if refractory_s is None:
+            measured = point is not None and self._thresholds.items() <= point.thresholds.items()
+            refractory_s = point.refractory_s if point and measured else REFRACTORY_S
         self._refractory_frames = round(refractory_s / self.spec.frame_s)
         self._word_boundaries = word_boundaries
         self._detector = self._new_detector()
@@ -185,15 +191,29 @@ def _push_all(detector: KeywordDetector, chunks: Iterable[ImputedChunk]) -> list
     return [hit for chunk in chunks for hit in detector.push(chunk.log_probs)]
 
 
-def _thresholds(model: HasSpec, keywords: Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+def _thresholds(
+    model: HasSpec,
+    point: OperatingPoint | None,
+    keywords: Sequence[str] | Mapping[str, float] | None,
+) -> dict[str, float]:
     """Keyword -> threshold; repeated keywords are refused here, since a dict would hide them."""
+    own = {} if point is None else point.thresholds
+    if keywords is None:
+        if not own:
+            raise SpecError(
+                "expected keywords, since the model has no operating point that names any; pass "
+                "them, or choose one with: edge-imputer evaluate"
+            )
+        return dict(own)
     if isinstance(keywords, Mapping):
         return {keyword: float(threshold) for keyword, threshold in keywords.items()}
     check_keywords(keywords)
     default = model.manifest.keyword_threshold if isinstance(model, Bundle) else None
-    if default is None:
+    thresholds = {keyword: own.get(keyword, default) for keyword in keywords}
+    stated = {keyword: value for keyword, value in thresholds.items() if value is not None}
+    if len(stated) < len(thresholds):
         raise SpecError(
             "expected a threshold for every keyword, since the model states none; pass a mapping, "
             f"for example keywords={dict.fromkeys(keywords, 0.5)}"
         )
-    return dict.fromkeys(keywords, default)
+    return stated

@@ -19,6 +19,7 @@ from edge_imputer.bundle import (
     Bundle,
     Manifest,
     Metrics,
+    OperatingPoint,
     Provenance,
     file_records,
     write_manifest,
@@ -111,6 +112,7 @@ def export_bundle(
             spec=spec,
             graphs=tuple(graph_record(graph, arenas.get(graph.name)) for graph in graphs),
             keyword_threshold=keyword_threshold,
+            operating_point=None,
             metrics=metrics,
             licence=licence,
             provenance=provenance,
@@ -142,6 +144,22 @@ def update_metrics(
     bundle = Bundle.load(path)
     manifest = msgspec.structs.replace(
         bundle.manifest, metrics=metrics, keyword_threshold=keyword_threshold
+    )
+    _write_card_and_manifest(bundle.path, manifest)
+    return Bundle.load(bundle.path)
+
+
+def update_operating_point(path: str | os.PathLike[str], point: OperatingPoint | None) -> Bundle:
+    """Put an operating point into a bundle's manifest and model card; None takes it out.
+
+    Raises
+    ------
+    BundleNotFoundError, BundleSchemaError, BundleIntegrityError
+        If the folder is not a sound bundle; it is left as it is then.
+    """
+    bundle = Bundle.load(path)
+    manifest = msgspec.structs.replace(
+        bundle.manifest, schema_version=SCHEMA_VERSION, operating_point=point
     )
     _write_card_and_manifest(bundle.path, manifest)
     return Bundle.load(bundle.path)

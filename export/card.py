@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from edge_imputer.bundle import GraphRecord, Interval, Manifest, Metrics, TensorRecord
+from edge_imputer.claims import operating_point_lines
+from edge_imputer.metrics import false_alarm_rate
 from edge_imputer.specs import ModelSpec
 
 CARD_NAME = "MODEL_CARD.md"
@@ -24,6 +26,7 @@ def model_card(manifest: Manifest) -> str:
         "## Models\n\n" + _models(manifest.graphs),
         "## Inputs and outputs\n\n" + _tensors(manifest.graphs),
         "## Measured\n\n" + _measured(manifest.metrics, manifest.keyword_threshold),
+        "## Operating point\n\n" + _operating_point(manifest),
         "## Training\n\n" + _training(manifest),
         "## Limits\n\n" + _limits(manifest),
         f"## Licence\n\n{manifest.licence}",
@@ -98,6 +101,13 @@ def _measured(metrics: Metrics, threshold: float | None) -> str:
     return f"Data: {metrics.data or NOT_MEASURED}\n\n{table}"
 
 
+def _operating_point(manifest: Manifest) -> str:
+    """Thresholds of certain keywords, and what they may be said to do."""
+    if manifest.operating_point is None:
+        return "None was chosen; `edge-imputer evaluate` chooses and measures one."
+    return "\n".join(f"- {_cell(line)}" for line in operating_point_lines(manifest.operating_point))
+
+
 def _interval(value: Interval | None) -> tuple[str, str, str]:
     if value is None:
         return NOT_MEASURED, "", ""
@@ -125,7 +135,7 @@ def _limits(manifest: Manifest) -> str:
     else:
         lines.append("The figures hold for the data they name. Other rooms and voices differ.")
     if metrics.negative_hours is not None and metrics.keyword_fa_per_hour == 0:
-        bound = 3 / metrics.negative_hours  # rule of three: exp(-3) is about 5 %
+        bound = false_alarm_rate(0, metrics.negative_hours).upper
         lines.append(
             f"No false alarm in {metrics.negative_hours:.2f} h only says that, at 95 %, there are "
             f"fewer than {bound:.1f} an hour."

@@ -24,6 +24,7 @@ from edge_imputer.specs import (
 )
 from edge_imputer.train.encoders import CrnnEncoder
 from edge_imputer.train.imputer import ImputerHead
+from edge_imputer.train.layers.norm import MaskedBatchNorm1d
 
 LAYERS = tuple(sorted(KINDS))
 Rng = np.random.Generator
@@ -53,7 +54,7 @@ def modules(spec: ModelSpec, seed: int = 0) -> tuple[CrnnEncoder, ImputerHead]:
     torch.manual_seed(seed)
     encoder = CrnnEncoder(spec.encoder, spec.features).eval()
     for module in encoder.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, MaskedBatchNorm1d):
             for tensor, low, high in (
                 (module.weight, 0.5, 2),
                 (module.bias, -0.5, 1),

@@ -215,7 +215,7 @@ def test_spot_prints_events(capsys, untrained_bundle, clip):
 
 def test_info_for_people_and_programs(capsys, untrained_bundle):
     manifest = json.loads(run(capsys, "info", untrained_bundle, "--json"))
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     text = run(capsys, "info", untrained_bundle)
     assert "efghinorstuvwxz" in text
     for graph in Bundle.load(untrained_bundle).manifest.graphs:
@@ -259,6 +259,7 @@ def test_every_help_has_an_example(capsys):
         "spot": "--keyword",
         "bench": "latency",
         "info": "bundle",
+        "evaluate": "--data",
     }
     for command, argument in arguments.items():
         shown = examples(run(capsys, command, "--help"))

@@ -14,13 +14,9 @@ import soundfile as sf
 from edge_imputer.errors import DataError, InfeasibleTargetError
 from edge_imputer.specs import CrnnSpec, FeatureSpec, ImputerSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
-from edge_imputer.train.data import augment
 from edge_imputer.train.data import (
-    Augmenter,
-    AugmentSpec,
     Clip,
     Featurizer,
-    TrainingBatches,
     fixed_batches,
     hold_out,
     join_clips,
@@ -29,7 +25,6 @@ from edge_imputer.train.data import (
     read_manifest,
     usable_clips,
 )
-from edge_imputer.train.data.augment import coloured_noise
 
 RATE = 16_000
 
@@ -173,70 +168,6 @@ def test_sequences_keep_to_one_speaker_and_repeat(clips):
     assert all(2 <= len(c.text.split()) <= 4 for c in first)
 
 
-def test_joining_stops_before_the_speech_gets_too_long(clips):
-    spec = AugmentSpec(longest_s=1.2, speeds=(1.0,), edge_s=(0.0, 0.0), gap_s=(0.1, 0.1))
-    augmenter = Augmenter(clips, spec, sample_rate=RATE)
-    for seed in range(8):
-        utterance = augmenter.utterance(4, np.random.default_rng(seed))
-        assert len(utterance.text.split()) == len(utterance.spans) == 2  # clips of 0.5 s
-        assert len(utterance.waveform) == round(1.1 * RATE)
-        _, start, end = utterance.spans[1]
-        assert 0.6 <= start < end <= 1.1
-
-
-def test_memory_limit_changes_no_batch(clips, featurizer, monkeypatch):
-    def batch() -> np.ndarray:
-        augmenter = Augmenter(clips, AugmentSpec(), sample_rate=RATE)
-        return TrainingBatches(augmenter, featurizer, batch_size=4, seed=1).batch(3).features
-
-    kept = batch()
-    monkeypatch.setattr(augment, "KEPT_S", 0.0)
-    assert np.array_equal(kept, batch())
-
-
-def test_noise_has_unit_power_and_falls_with_frequency():
-    rng = np.random.default_rng(0)
-    for exponent in (0.0, 1.0, 2.0):
-        noise = coloured_noise(1 << 14, exponent, rng)
-        assert np.mean(noise**2) == pytest.approx(1.0, rel=1e-3)
-        power = np.abs(np.fft.rfft(noise)) ** 2
-        slope = np.polyfit(np.log(np.arange(8, 4096)), np.log(power[8:4096]), 1)[0]
-        assert slope == pytest.approx(-exponent, abs=0.1)
-
-
-def test_mixed_signal_to_noise_ratio_is_the_one_asked_for(clips):
-    spec = AugmentSpec(speeds=(1.0,), snr_db=(10.0, 10.0), gain_db=(0.0, 0.0), room=0.0, quiet=0.0)
-    augmenter = Augmenter(clips, spec, sample_rate=RATE)
-    noisy = augmenter.utterance(2, np.random.default_rng(5)).waveform
-    quiet = msgspec.structs.replace(spec, snr_db=(200.0, 200.0))
-    augmenter = Augmenter(clips, quiet, sample_rate=RATE)
-    clean = augmenter.utterance(2, np.random.default_rng(5)).waveform
-    ratio = 10 * np.log10(np.mean(clean**2) / np.mean((noisy - clean) ** 2))
-    assert ratio == pytest.approx(10.0, abs=0.2)
-
-
-def test_batches_depend_on_seed_and_number_only(clips, featurizer):
-    augmenter = Augmenter(clips, AugmentSpec(), sample_rate=RATE)
-    run = TrainingBatches(augmenter, featurizer, batch_size=3, seed=1)
-    resumed = TrainingBatches(augmenter, featurizer, batch_size=3, seed=1, start=1)
-    unbroken = iter(run)
-    next(unbroken)
-    for a, b in zip(vars(next(unbroken)).values(), vars(next(iter(resumed))).values(), strict=True):
-        assert np.array_equal(a, b)
-    other = TrainingBatches(augmenter, featurizer, batch_size=3, seed=2).batch(0).features
-    assert not np.array_equal(other, run.batch(0).features)
-
-
-def test_batches_are_whole_chunks_and_feasible(clips, featurizer):
-    augmenter = Augmenter(clips, AugmentSpec(), sample_rate=RATE)
-    spec = featurizer.spec
-    for index in range(5):
-        batch = TrainingBatches(augmenter, featurizer, batch_size=4, seed=1).batch(index)
-        assert np.all(batch.lengths.numpy() % spec.chunk_features == 0)
-        assert np.isfinite(batch.features.numpy()).all()
-        assert np.all(batch.target_lengths.numpy() <= batch.lengths.numpy() // 4)
-
-
 def test_unusable_clips_are_named_and_left_out(clips, featurizer, caplog):
     def with_text(text: str) -> Clip:
         return Clip(msgspec.structs.replace(clips[0].record, text=text), clips[0].waveform)
@@ -251,10 +182,3 @@ def test_unusable_clips_are_named_and_left_out(clips, featurizer, caplog):
     assert caplog.text.count(clips[0].record.audio) == 2
     (batch,) = fixed_batches([short, clips[1]], featurizer, 4)  # a sequence may not fit either
     assert batch.features.shape[0] == 1
-
-
-def test_nothing_but_infeasible_audio_stops_training_with_a_reason(clips, featurizer):
-    record = msgspec.structs.replace(clips[0].record, text="one " * 60)
-    augmenter = Augmenter([Clip(record, clips[0].waveform)], AugmentSpec(), sample_rate=RATE)
-    with pytest.raises(DataError, match="too short for its transcript"):
-        TrainingBatches(augmenter, featurizer, batch_size=2, seed=1).batch(0)

@@ -17,17 +17,19 @@ from edge_imputer.cli.main import main
 DIGITS = Path(train_package.__file__).parent / "digits"
 VOICES = {"kokoro:af_bella": "train", "kokoro:bf_lily": "valid", "kokoro:am_puck": "test"}
 RECIPE = """
-updates = 4
-batch_size = 4
-valid_every = 2
 [encoder]
 kind = "crnn"
 hidden = 16
 conv = [{channels = 4}, {channels = 4}]
-[head]
+[task.head]
 width = 8
 [augment]
 speeds = [1.0]
+[batches]
+size = 4
+[run]
+updates = 4
+valid_every = 2
 """
 FIGURES = {
     "digit_accuracy",

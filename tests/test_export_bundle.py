@@ -282,12 +282,13 @@ def test_card_says_what_the_manifest_says(bundle: Bundle) -> None:
 def test_card_escapes_what_would_break_its_tables() -> None:
     spec, _, _, encoder, imputer = small_model()
     manifest = Manifest(
-        schema_version=2,
+        schema_version=3,
         minimum_runtime_version="0.1.0",
         name="x",
         spec=spec,
         graphs=(graph_record(encoder), graph_record(imputer)),
         keyword_threshold=None,
+        operating_point=None,
         metrics=NO_METRICS,
         licence="Apache-2.0",
         provenance=msgspec.structs.replace(PROVENANCE, data="a|b\nc"),

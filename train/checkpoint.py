@@ -1,25 +1,33 @@
-"""Checkpoints: Lightning's, with the model's spec, recipe and origin inside."""
+"""Checkpoints: weights with the model's spec, recipe and origin inside, in torch's file format.
+
+What is ours is plain JSON and tensors, so that loading never unpickles a class.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import lightning.pytorch as pl
 import msgspec
 import torch
+from torch import Tensor
 
-from edge_imputer.errors import CheckpointError
-from edge_imputer.specs import ModelSpec
+from edge_imputer.errors import CheckpointError, SpecError
+from edge_imputer.specs import KeywordModelSpec, ModelSpec
 
-from .config import TrainConfig
 from .encoders import Encoder
 from .imputer import ImputerHead
-from .module import ImputerModule
+from .recipe import Recipe, make_recipe
+from .tasks import Task, build_task
 
 KEY = "edge_imputer"
+FORMAT = 2  # 1: lightning's, with a flat recipe and no keyword models
+
+AnyModelSpec = ModelSpec | KeywordModelSpec
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,46 +35,93 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     data: str
     n_clips: int
-
-
-class SpecCallback(pl.Callback):
-    """Writes spec, recipe and origin into every checkpoint."""
-
-    def __init__(self, origin: Origin) -> None:
-        self.origin = origin
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add plain JSON, so that loading never unpickles classes of ours."""
-        assert isinstance(pl_module, ImputerModule)
-        checkpoint[KEY] = {
-            "spec": msgspec.json.encode(pl_module.spec).decode(),
-            "config": msgspec.json.encode(pl_module.config).decode(),
-            "origin": msgspec.json.encode(self.origin).decode(),
-        }
+    init_from: str | None = None  # sha256 of what its first weights were taken from
 
 
 @dataclass
 class Checkpoint:
     """A trained model with everything needed to go on training or to export it."""
 
-    spec: ModelSpec
-    config: TrainConfig
+    spec: AnyModelSpec
+    recipe: Recipe
     origin: Origin
-    module: ImputerModule
+    task: Task
     updates: int
     sha256: str
 
     @property
     def encoder(self) -> Encoder:
         """The encoder, in evaluation mode."""
-        return self.module.encoder
+        return cast("Encoder", self.task.encoder)
 
     @property
     def head(self) -> ImputerHead:
         """The Imputer head, in evaluation mode."""
-        return self.module.head
+        return cast("ImputerHead", self.task.head)
+
+
+def pack(
+    weights: dict[str, Tensor], spec: AnyModelSpec, recipe: Recipe, origin: Origin, updates: int
+) -> dict[str, Any]:
+    """What a checkpoint file holds of a model, for `torch.save`."""
+    meta = {
+        "format": FORMAT,
+        "kind": "keywords" if isinstance(spec, KeywordModelSpec) else "speech",
+        "spec": msgspec.json.encode(spec).decode(),
+        "recipe": msgspec.json.encode(recipe).decode(),
+        "origin": msgspec.json.encode(origin).decode(),
+        "updates": updates,
+    }
+    return {KEY: meta, "state_dict": weights}
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds, of an older format brought to the present one.
+
+    Raises
+    ------
+    CheckpointError
+        No file, not a checkpoint, or no spec inside.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"expected a checkpoint at {path}, found no file; make one with: edge-imputer train"
+        )
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a checkpoint of this project ({reason})") from error
+    if not isinstance(raw, dict) or KEY not in raw:
+        raise CheckpointError(
+            f"{path}: the checkpoint carries no model spec; train it with: edge-imputer train"
+        )
+    version = raw[KEY].get("format", 1)
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {version} is newer than {FORMAT}, the newest that this version reads; "
+            "upgrade with: pip install -U edge-imputer"
+        )
+    try:
+        return _from_1(raw) if version == 1 else raw
+    except (KeyError, TypeError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{path}: a checkpoint of format 1 without {error}") from error
+
+
+def unpack(raw: dict[str, Any], path: Path) -> tuple[AnyModelSpec, Recipe, Origin]:
+    """Spec, recipe and origin of what `read_raw` read."""
+    try:
+        meta = raw[KEY]
+        spec: AnyModelSpec
+        if meta["kind"] == "keywords":
+            spec = msgspec.json.decode(meta["spec"], type=KeywordModelSpec)
+        else:
+            spec = msgspec.json.decode(meta["spec"], type=ModelSpec)
+        recipe = make_recipe(msgspec.json.decode(meta["recipe"]), source="recipe")
+        origin = msgspec.json.decode(meta["origin"], type=Origin)
+    except (msgspec.DecodeError, KeyError, SpecError) as error:
+        raise CheckpointError(f"{path}: spec and recipe cannot be read: {error}") from error
+    return spec, recipe, origin
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -77,27 +132,80 @@ def load_checkpoint(path: Path) -> Checkpoint:
     CheckpointError
         No file, not a checkpoint, no spec inside, or weights that do not fit the spec.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"expected a checkpoint at {path}, found no file; make one with: edge-imputer train"
-        )
+    raw = read_raw(path)
+    spec, recipe, origin = unpack(raw, path)
     try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise CheckpointError(f"{path}: not a checkpoint of this project ({error})") from error
-    if not isinstance(raw, dict) or KEY not in raw:
-        raise CheckpointError(
-            f"{path}: the checkpoint carries no model spec; train it with: edge-imputer train"
-        )
-    try:
-        meta = raw[KEY]
-        spec = msgspec.json.decode(meta["spec"], type=ModelSpec)
-        config = msgspec.json.decode(meta["config"], type=TrainConfig)
-        origin = msgspec.json.decode(meta["origin"], type=Origin)
-        module = ImputerModule(spec, config)
-        module.load_state_dict(raw["state_dict"])
-    except (msgspec.DecodeError, KeyError, RuntimeError) as error:
+        task = build_task(spec, recipe.task)
+        task.load_state_dict(raw["state_dict"])
+    except (KeyError, RuntimeError, SpecError) as error:
         raise CheckpointError(f"{path}: spec and weights do not fit: {error}") from error
-    module.eval()
+    task.eval()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(spec, config, origin, module, int(raw["global_step"]), digest)
+    return Checkpoint(spec, recipe, origin, task, int(raw[KEY]["updates"]), digest)
+
+
+def write_atomically(path: Path, data: bytes, *, keep_old: Path | None = None) -> None:
+    """Replace a file in one step: after a crash it is the old one or the new one, and whole.
+
+    `keep_old` is where the old one goes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the old file is as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        if keep_old is not None and path.exists():
+            os.replace(path, keep_old)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """See a renaming on disk; systems that cannot sync a folder do it in their own time."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _from_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 has a recipe in sections, and the task of the model in it."""
+    meta = raw[KEY]
+    old = msgspec.json.decode(meta["config"])
+    task = ("ctc_weight", "intermediate_weight", "stop_gradient", "flat_start", "all_masked")
+    recipe = {
+        "encoder": old["encoder"],
+        "task": {
+            "kind": "imputer",
+            "head": old["head"],
+            **{name: old[name] for name in (*task, "dropout", "logit_penalty") if name in old},
+        },
+        "batches": {"kind": "drawn", "size": old["batch_size"]},
+        "optimizer": {
+            name: old[name] for name in ("learning_rate", "warmup", "weight_decay", "gradient_clip")
+        },
+        "run": {name: old[name] for name in ("updates", "seed", "valid_every")},
+    }
+    spec = msgspec.json.decode(meta["spec"])
+    meta = {
+        **meta,
+        "format": FORMAT,
+        "kind": "speech",
+        "spec": msgspec.json.encode(spec).decode(),
+        "recipe": msgspec.json.encode(recipe).decode(),
+        "updates": int(raw["global_step"]),
+    }
+    return {KEY: meta, "state_dict": raw["state_dict"]}

@@ -45,7 +45,10 @@ class WindowAttention(nn.Module):
 
 
 class ImputerHead(nn.Module):
-    """Logits of every frame given the encoder's frames and a partial alignment."""
+    """Logits of every frame given the encoder's frames and a partial alignment.
+
+    With the mixer "none" it is a linear layer that does not look at the alignment: CTC.
+    """
 
     def __init__(self, d_model: int, spec: ImputerSpec, tokens: TokenSpec) -> None:
         super().__init__()
@@ -53,6 +56,9 @@ class ImputerHead(nn.Module):
         self.blank_id = tokens.blank_id
         self.mask_id = tokens.mask_id
         self.vocabulary_size = tokens.vocabulary_size
+        if spec.mixer == "none":
+            self.output = nn.Linear(d_model, tokens.vocabulary_size)
+            return
         self.input = nn.Linear(d_model, spec.width)
         self.embedding = nn.Embedding(tokens.vocabulary_size + 1, spec.width)
         nn.init.normal_(self.embedding.weight, 0.0, 0.3)
@@ -87,8 +93,10 @@ class ImputerHead(nn.Module):
         -------
         logits : (N, chunk_size, vocabulary_size)
         """
-        x = self.input(encoder_window) + self.embedding(alignment_window)
-        mixed = self._convolve(x) if self.spec.mixer == "conv" else self._attend(x)
+        mixed = encoder_window
+        if self.spec.mixer != "none":
+            x = self.input(encoder_window) + self.embedding(alignment_window)
+            mixed = self._convolve(x) if self.spec.mixer == "conv" else self._attend(x)
         logits: Tensor = self.output(mixed)
         return logits
 

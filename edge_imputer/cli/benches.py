@@ -210,10 +210,32 @@ def bench_encoders(bundle: Path | None) -> dict[str, Any]:
     return {"presets": msgspec.to_builtins(rows), "measured_on": processor()}
 
 
+def bench_data(bundle: Path | None) -> dict[str, Any]:
+    """Files to batches, every augmentation on: CPU time of one core; memory of a million rows."""
+    require("torch", extra="train")
+    from edge_imputer.train.benchmark import processor
+    from edge_imputer.train.data import benchmark
+
+    from .steps import corpus_folder
+
+    rows = benchmark.measure(corpus_folder(None))
+    print(f"{processor()}; one core")
+    table(
+        "From files to batches, every augmentation on for every utterance (CPU time)",
+        ["stage", "ms a second of audio", "seconds of audio a CPU second"],
+        [(r.stage, f"{r.ms_per_s:.3f}", f"{r.audio_s_per_cpu_s:,.0f}") for r in rows],
+    )
+    figures = benchmark.figures(rows) | {"rss_growth_mb_1m_rows": benchmark.growth_apart(1_000_000)}
+    figures = {key: float(f"{value:.4g}") for key, value in figures.items()}
+    table("Summary", ["figure", "value"], list(figures.items()))
+    return {**figures, "measured_on": processor(), "rows": msgspec.to_builtins(rows)}
+
+
 BENCHES: dict[str, Callable[[Path | None], dict[str, Any]]] = {
     "latency": bench_latency,
     "frontend": bench_frontend,
     "loss": bench_loss,
     "attention": bench_attention,
     "encoders": bench_encoders,
+    "data": bench_data,
 }

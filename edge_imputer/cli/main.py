@@ -15,6 +15,11 @@ import typer
 
 from .. import __version__
 from ..errors import AudioError, EdgeImputerError, SpecError
+from . import synthesize
+from .data import app as data_app
+from .evaluate import evaluate
+from .improve import improve, mine
+from .training import recipe_app
 
 app = typer.Typer(
     name="edge-imputer",
@@ -32,6 +37,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(synthesize.app, name="synthesize")
+
+
+app.add_typer(data_app)
+app.add_typer(recipe_app, name="recipe")
+app.command()(evaluate)
+app.command()(mine)
+app.command()(improve)
 
 
 class BackendName(str, Enum):
@@ -188,36 +201,69 @@ def spot(
 
 @app.command()
 def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="[RECIPE]", help="A TOML file, or a shipped recipe's name.")
+    ] = "digits",
     data: Annotated[
         Path | None,
-        typer.Option(help="Corpus folder with manifest.jsonl; the shipped digits if unset."),
+        typer.Option(help="Corpus folder with manifest.jsonl; the recipe's own if unset."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("build/train"),
-    config: Annotated[Path | None, typer.Option(help="Recipe in TOML.")] = None,
-    updates: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Overrides the recipe.")] = None,
-    hold_out: Annotated[
-        str | None, typer.Option(help="A speaker to leave out of training.")
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and tables.")] = Path(
+        "build/train"
+    ),
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; repeatable."),
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this bundle or checkpoint.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes here, one a GPU or core; 1 if unset.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.ckpt.")] = False,
+    updates: Annotated[int | None, typer.Option(min=1, help="Sets run.updates.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Sets run.seed.")] = None,
+    hold_out: Annotated[
+        str | None, typer.Option(help="A speaker to leave out of training: data.hold_out.")
+    ] = None,
+    list_recipes: Annotated[
+        bool, typer.Option("--list", help="Say which recipes there are, and stop.")
+    ] = False,
 ) -> None:
-    """Train a model on a corpus folder.
+    """Train a model by a recipe; the last line printed is its checkpoint.
+
+    SIGTERM and Ctrl-C end a run after the update at hand, with a checkpoint (exit codes 143 and
+    130); `--resume` goes on as if nothing had been.
 
     Examples:
 
     `edge-imputer train --out build/train`
 
-    `edge-imputer train --data my_corpus --config recipe.toml --resume`
-    """
-    from .steps import load_corpus, recipe, refuse_to_overwrite, train_checkpoint
+    `edge-imputer train wake-word --data my_corpus --set optimizer.learning_rate=5e-4`
 
-    corpus = load_corpus(data, hold_out=hold_out)
-    if not resume:
-        refuse_to_overwrite(out)
-    checkpoint = train_checkpoint(
-        corpus, recipe(config, updates=updates, seed=seed), out, resume=resume
+    `edge-imputer train my.toml --resume --devices 4`
+
+    `torchrun --nproc-per-node 8 -m edge_imputer.cli.main train librispeech-960 --data libri`
+    """
+    from . import training
+
+    if list_recipes:
+        training.list_recipes()
+        return
+    given = {"run.updates": updates, "run.seed": seed}
+    shortcuts = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if hold_out is not None:
+        shortcuts.append(f"data.hold_out={json.dumps(hold_out)}")
+    training.run_train(
+        recipe,
+        data=data,
+        out=out,
+        settings=[*(settings or ()), *shortcuts],
+        init_from=init_from,
+        devices=devices,
+        resume=resume,
     )
-    print(checkpoint)
 
 
 @app.command()
@@ -242,7 +288,7 @@ def export(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="latency, frontend, loss, attention or encoders.")],
+    name: Annotated[str, typer.Argument(help="latency, frontend, loss, attention, encoders or data.")],
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle to time; untrained weights if unset.")
     ] = None,
@@ -274,7 +320,9 @@ def demo(
     hold_out: Annotated[
         str | None, typer.Option(help="A speaker to leave out of training and to test on.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Recipe in TOML.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Recipe: a TOML file, or a shipped one's name.")
+    ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe.")] = None,
 ) -> None:

@@ -20,7 +20,7 @@ from .steps import Corpus
 if TYPE_CHECKING:
     from edge_imputer.export.graph import Graph
     from edge_imputer.train.data import Clip, Split
-    from edge_imputer.train.evaluate import Decoded, Disagreement, KeywordFigures
+    from edge_imputer.train.evaluation import Decoded, Disagreement, KeywordFigures
 
 N_STEPS = (1, 2, 4, 8)
 N_SEQUENCES = 100
@@ -66,7 +66,7 @@ def evaluate(
 ) -> Results:
     """Decode the test clips, alone and in sequences, on every runtime and by every schedule."""
     from edge_imputer.train.data import joined_sequences
-    from edge_imputer.train.evaluate import (
+    from edge_imputer.train.evaluation import (
         decode_clips,
         disagreements,
         measure_keywords,
@@ -151,7 +151,7 @@ def compare_with_integers(
     """Hold the runtimes to the exact integers: layer by layer, and the C code on whole clips."""
     from edge_imputer.export.parity import decoded_feeds, layer_parity
     from edge_imputer.export.simulate import reference_backend
-    from edge_imputer.train.evaluate import decode_clips
+    from edge_imputer.train.evaluation import decode_clips
 
     clips = clips[:N_PARITY]
     feeds = decoded_feeds(encoder, imputer, bundle.spec, [clips[0].waveform])

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bundle import Bundle, Interval
+from ..claims import operating_point_lines, share_text
 from ..latency import Latency
 from ..specs import ModelSpec
 
@@ -45,10 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def percent(interval: Interval) -> str:
     """``97.5 % (93.1 to 99.2, n 120)``."""
-    return (
-        f"{100 * interval.value:.1f} % "
-        f"({100 * interval.low:.1f} to {100 * interval.high:.1f}, n {interval.n})"
-    )
+    return share_text(interval)
 
 
 def latency_table(latencies: Mapping[str, Latency], spec: ModelSpec) -> None:
@@ -112,6 +110,11 @@ def bundle_summary(bundle: Bundle) -> None:
             ("keyword false alarms an hour", f"{metrics.keyword_fa_per_hour:.2f} in {hours}")
         )
     table(f"Measured on {metrics.data or 'nothing yet'}", ["", "value"], measured)
+    if manifest.operating_point is not None:
+        say("Operating point")
+        for line in operating_point_lines(manifest.operating_point):
+            say(f"  {line}")
+        say()
     table(
         "Files",
         ["file", "bytes"],

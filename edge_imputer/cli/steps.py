@@ -8,18 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from ..bundle import Bundle, Provenance
 from ..errors import CheckpointError, DataError, SpecError, require
-from ..specs import PRESETS, FeatureSpec, preset
+from ..specs import PRESETS, FeatureSpec, ModelSpec, preset
 from ..specs.presets import EncoderFile, read_encoder
 
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
-    from edge_imputer.train.config import TrainConfig
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
+    from edge_imputer.train.recipe import Recipe
 
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
 SHIPPED = "shipped digits"
@@ -53,7 +51,7 @@ def load_corpus(data: Path | None, *, hold_out: str | None = None) -> Corpus:
     require("torch", extra="train")
     from edge_imputer.train import data as corpora
 
-    folder = _corpus_folder(data)
+    folder = corpus_folder(data)
     records = corpora.read_manifest(folder)
     name = SHIPPED if data is None else folder.resolve().name
     if hold_out is not None:
@@ -62,11 +60,17 @@ def load_corpus(data: Path | None, *, hold_out: str | None = None) -> Corpus:
     return Corpus(folder, name, records)
 
 
-def _corpus_folder(data: Path | None) -> Path:
+def corpus_folder(data: Path | None) -> Path:
+    """Where a corpus is; None: the shipped digits."""
     if data is None:
         from edge_imputer import train
 
         return Path(train.__file__).parent / "digits"
+    return corpus_path(data)
+
+
+def corpus_path(data: Path) -> Path:
+    """`data`, or what lies there below ``$EDGE_IMPUTER_DATA`` if it is relative and not here."""
     root = os.environ.get(DATA_VARIABLE)
     if not data.exists() and not data.is_absolute() and root:
         return Path(root) / data
@@ -94,13 +98,16 @@ def describe_encoder(what: str) -> EncoderInfo | None:
     return describe(file.encoder, file.features)
 
 
-def recipe(path: Path | None, *, updates: int | None, seed: int | None) -> TrainConfig:
-    """The recipe at `path`, or the default one, with what the command line overrides."""
-    from edge_imputer.train.config import TrainConfig, read_config
+def recipe(
+    path: Path | None, *, updates: int | None, seed: int | None, settings: Sequence[str] = ()
+) -> Recipe:
+    """The recipe of that file or name, or the digits', with what the command line changes."""
+    require("lightning", extra="train")
+    from edge_imputer.train.recipe import read_recipe
 
-    config = read_config(path) if path else TrainConfig()
-    changes = {"updates": updates, "seed": seed}
-    return msgspec.structs.replace(config, **{k: v for k, v in changes.items() if v is not None})
+    changes = {"run.updates": updates, "run.seed": seed}
+    given = [f"{key}={value}" for key, value in changes.items() if value is not None]
+    return read_recipe(path or "digits", [*settings, *given])
 
 
 def refuse_to_overwrite(out: Path) -> None:
@@ -114,10 +121,8 @@ def refuse_to_overwrite(out: Path) -> None:
         )
 
 
-def train_checkpoint(
-    corpus: Corpus, config: TrainConfig, out: Path, *, resume: bool = False
-) -> Path:
-    """Train on a corpus' train split, look at its valid split, return the checkpoint's path."""
+def train_checkpoint(corpus: Corpus, recipe: Recipe, out: Path, *, resume: bool = False) -> Path:
+    """Train on a corpus' train split, look at its valid split, return the result's path."""
     require("lightning", extra="train")
     from edge_imputer.train.trainer import train
 
@@ -125,7 +130,7 @@ def train_checkpoint(
         valid = corpus.clips("valid")
     except DataError:
         valid = []  # a corpus may have none; then nothing is validated on
-    return train(corpus.clips("train"), valid, config, out, data_name=corpus.name, resume=resume)
+    return train(corpus.clips("train"), valid, recipe, out, data_name=corpus.name, resume=resume)
 
 
 def export_checkpoint(
@@ -150,10 +155,16 @@ def export_checkpoint(
     from edge_imputer.firmware_bridge.emit import write_native
     from edge_imputer.train.checkpoint import load_checkpoint
     from edge_imputer.train.data import joined_sequences
+    from edge_imputer.train.trainer import write_weights
 
     from .. import __version__
 
     loaded = load_checkpoint(checkpoint)
+    if not isinstance(loaded.spec, ModelSpec):
+        raise CheckpointError(
+            f"{checkpoint}: expected a model that writes down speech, got one of keywords, which "
+            "has no exporter yet; `edge-imputer evaluate` takes it as it is"
+        )
     if corpus.name == SHIPPED and not loaded.origin.data.startswith(SHIPPED):
         raise DataError(
             f"{checkpoint} was trained on {loaded.origin.data}, not on the {SHIPPED}: quantisation "
@@ -163,13 +174,13 @@ def export_checkpoint(
         corpus.clips("train"),
         N_CALIBRATION,
         sample_rate=loaded.spec.features.sample_rate,
-        seed=loaded.config.seed,
+        seed=loaded.recipe.run.seed,
         length=(1, 4),
     )
     provenance = Provenance(
         data=loaded.origin.data,
         n_clips=loaded.origin.n_clips,
-        seed=loaded.config.seed,
+        seed=loaded.recipe.run.seed,
         updates=loaded.updates,
         checkpoint_sha256=loaded.sha256,
         created_by=f"edge-imputer {__version__}",
@@ -183,5 +194,9 @@ def export_checkpoint(
         calibration=[clip.waveform for clip in clips],
         name=name or out.resolve().name,
         licence=licence,
-        emitters=[write_native, *emitters],
+        emitters=[
+            write_native,
+            lambda encoder, imputer, folder: write_weights(loaded.task, folder),
+            *emitters,
+        ],
     )

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from .attention import AttentionSpec
 from .conformer import ConformerSpec
-from .encoders import ConvSpec, CrnnSpec, WindowedCrnnSpec
+from .encoders import ConvSpec, CrnnSpec
 from .features import FeatureSpec, MelSpec, PcenSpec
 from .head import ImputerSpec, check_schedule
-from .model import EncoderSpec, ModelSpec, check_pair
-from .presets import PRESETS, AnyEncoderSpec, preset
+from .keywords import SILENCE, UNKNOWN, AnyFeatureSpec, KeywordModelSpec, for_classes
+from .model import AnyEncoderSpec, EncoderSpec, ModelSpec, check_pair
+from .presets import PRESETS, preset
 from .tcn import TcnSpec
 from .tokens import BLANK_ID, TokenSpec
+from .windowed import WindowedCnnSpec, WindowedCrnnSpec, WindowedSpec
 
 __all__ = [
     "BLANK_ID",
     "PRESETS",
+    "SILENCE",
+    "UNKNOWN",
     "AnyEncoderSpec",
+    "AnyFeatureSpec",
     "AttentionSpec",
     "ConformerSpec",
     "ConvSpec",
@@ -27,13 +32,17 @@ __all__ = [
     "EncoderSpec",
     "FeatureSpec",
     "ImputerSpec",
+    "KeywordModelSpec",
     "MelSpec",
     "ModelSpec",
     "PcenSpec",
     "TcnSpec",
     "TokenSpec",
+    "WindowedCnnSpec",
     "WindowedCrnnSpec",
+    "WindowedSpec",
     "check_pair",
     "check_schedule",
+    "for_classes",
     "preset",
 ]

@@ -52,7 +52,7 @@ class MelSpec(Spec, frozen=True, kw_only=True):
         return self.frame_length + (n_frames - 1) * self.hop_length - sum(self.padding)
 
 
-class FeatureSpec(MelSpec, frozen=True, kw_only=True):
+class FeatureSpec(MelSpec, frozen=True, kw_only=True, tag="log-mel", tag_field="kind"):
     """Log-mel front end: power spectrum, HTK mel bands, natural log with a floor.
 
     A frame is due when its last sample is there (left-aligned, no centring). The output is

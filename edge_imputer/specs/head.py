@@ -8,7 +8,7 @@ from ..errors import SpecError
 from .base import Spec
 
 Order = Literal["confidence", "left-to-right", "non-blank-first"]
-Mixer = Literal["conv", "attention", "encoder"]
+Mixer = Literal["conv", "attention", "encoder", "none"]
 
 
 def check_schedule(schedule: tuple[int, ...], block_size: int) -> None:
@@ -26,7 +26,9 @@ class ImputerSpec(Spec, frozen=True, kw_only=True):
     The layers (`mixer`) are convolutions, or self-attention within the window; the encoder has run
     once and is not run again. With "encoder" the alignment's embedding is added before the whole
     encoder, which then runs in every pass: the paper's form, for a conformer. It has no layers of
-    its own, so `depth`, `width`, `kernel`, `heads` and `context` do not matter to it.
+    its own, so `depth`, `width`, `kernel`, `heads` and `context` do not matter to it. With "none"
+    there is but a linear layer on encoder frames, which does not see the alignment: plain CTC, all
+    of a block committed in the one pass there is.
 
     Frames are decoded chunk by chunk; a chunk is `chunk_blocks` whole blocks of `block_size`
     frames. A frame sees `left_context` earlier frames and its own chunk, nothing later.
@@ -81,3 +83,8 @@ class ImputerSpec(Spec, frozen=True, kw_only=True):
         if self.block_size < 1 or self.chunk_blocks < 1:
             raise SpecError(f"expected block_size >= 1 and chunk_blocks >= 1, got {self}")
         check_schedule(self.schedule, self.block_size)
+        if self.mixer == "none" and self.schedule != (self.block_size,):
+            raise SpecError(
+                f"expected the schedule ({self.block_size},) with mixer none, which reads no "
+                f"alignment, got {self.schedule}"
+            )

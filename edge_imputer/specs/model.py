@@ -12,8 +12,12 @@ from .features import FeatureSpec
 from .head import ImputerSpec
 from .tcn import TcnSpec
 from .tokens import TokenSpec
+from .windowed import WindowedCnnSpec, WindowedCrnnSpec
 
-EncoderSpec = Union[CrnnSpec, TcnSpec, ConformerSpec]  # noqa: UP007 (msgspec reads it on 3.10)
+# Union in full, because msgspec reads these on 3.10.
+EncoderSpec = Union[CrnnSpec, TcnSpec, ConformerSpec]  # noqa: UP007
+AnyEncoderSpec = Union[EncoderSpec, WindowedCrnnSpec, WindowedCnnSpec]  # noqa: UP007
+"""Also what scores windows instead of giving frames for an Imputer head."""
 
 
 def check_pair(encoder: EncoderSpec, head: ImputerSpec) -> None:

@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Union
 
 import msgspec
 
 from ..errors import SpecError
 from .base import Spec
 from .conformer import ConformerSpec
-from .encoders import ConvSpec, CrnnSpec, WindowedCrnnSpec
+from .encoders import ConvSpec, CrnnSpec
 from .features import FeatureSpec
-from .model import EncoderSpec
+from .model import AnyEncoderSpec
 from .tcn import TcnSpec
-
-AnyEncoderSpec = Union[EncoderSpec, WindowedCrnnSpec]  # noqa: UP007 (msgspec reads it on 3.10)
-"""Also what scores windows instead of giving frames for an Imputer head."""
+from .windowed import WindowedCnnSpec, WindowedCrnnSpec
 
 
 def _convs(*channels: int) -> tuple[ConvSpec, ...]:
@@ -39,6 +36,7 @@ PRESETS: dict[str, AnyEncoderSpec] = {
     "crnn-120k": CrnnSpec(conv=_convs(8, 24), hidden=112),
     "crnn-250k": CrnnSpec(conv=_convs(16, 32), gru_layers=2, hidden=120),
     "crnn-windowed-229k": WindowedCrnnSpec(),
+    "cnn-windowed-229k": WindowedCnnSpec(),
     "tcn-10k": TcnSpec(channels=16),
     "tcn-30k": TcnSpec(channels=32),
     "tcn-120k": TcnSpec(channels=64, stacks=((1, 2, 4),) * 4),

@@ -1,27 +1,21 @@
-"""Batches for the trainer: drawn, augmented and turned into log-mel in a worker process.
-
-Batch i depends on the seed and i alone, so a resumed run sees what an unbroken one would.
-"""
+"""Batches: utterances as the network sees them, padded and stacked."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import IterableDataset
 
-from edge_imputer.errors import DataError, InfeasibleTargetError
+from edge_imputer.errors import InfeasibleTargetError
 from edge_imputer.specs import BLANK_ID
 
-from .augment import Augmenter
-from .features import Featurizer, Float32, flat_alignment
+from .features import Featurizer, Float32
 from .records import Clip
 
 log = logging.getLogger(__name__)
@@ -29,17 +23,29 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Batch:
-    """Padded utterances."""
+    """One micro-batch: the padded utterances that one process sees at once."""
 
-    features: Tensor  # (B, T, n_mels)
+    features: Tensor  # (B, T, n_mels) float32
     lengths: Tensor  # (B,) feature frames, whole chunks
     targets: Tensor  # (B, S) token ids
     target_lengths: Tensor  # (B,)
     flat_start: Tensor  # (B, T') token ids: a first guess of the alignment, see `flat_alignment`
+    labels: Tensor  # (B,) int64: class of a keyword task, -1 where there is none
+    seeds: Tensor  # (B,) int64: what is drawn for an utterance (masks) comes from its seed alone
+    n_global: int  # utterances of the whole update, over all processes and micro-batches
+    notes: tuple[str, ...] = ()  # clips that were replaced, and why; the loader logs them
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
-        return Batch(*(t.to(device) for t in vars(self).values()))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; a `DataLoader` with ``pin_memory`` calls it."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: function(v) for k, v in values.items() if torch.is_tensor(v)})
 
 
 @dataclass(frozen=True)
@@ -49,96 +55,55 @@ class Example:
     features: Float32  # (T, n_mels), normalised
     targets: list[int]
     flat_start: npt.NDArray[np.int64]  # (T',)
+    label: int = -1
+    seed: int = 0
 
 
-def collate(examples: list[Example]) -> Batch:
-    """Pad examples into a batch; blank and zeros past an utterance's end."""
+def collate(
+    examples: Sequence[Example], *, n_global: int | None = None, notes: Sequence[str] = ()
+) -> Batch:
+    """Pad examples into a batch; blank and zeros past an utterance's end.
+
+    Parameters
+    ----------
+    examples : B utterances, at least one
+    n_global : utterances of the whole update; all that there are in this batch by default
+    notes : what the loader is to log
+    """
     return Batch(
         features=_pad([e.features for e in examples]),
         lengths=torch.tensor([len(e.features) for e in examples]),
         targets=_pad([np.array(e.targets or [BLANK_ID]) for e in examples]),
         target_lengths=torch.tensor([len(e.targets) for e in examples]),
         flat_start=_pad([e.flat_start for e in examples]),
+        labels=torch.tensor([e.label for e in examples]),
+        seeds=torch.tensor([e.seed for e in examples]),
+        n_global=len(examples) if n_global is None else n_global,
+        notes=tuple(notes),
     )
 
 
 def _pad(arrays: Sequence[npt.NDArray[Any]]) -> Tensor:
-    return pad_sequence([torch.from_numpy(a) for a in arrays], batch_first=True)
+    """Stack arrays of different lengths, zeros behind: (B, longest, ...)."""
+    longest = max(map(len, arrays))
+    padded = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(padded)
 
 
-class TrainingBatches(IterableDataset[Batch]):
-    """Endless augmented batches, starting at batch `start`.
-
-    The first `n_isolated` batches of a run have one clip an utterance: they are short. Over the
-    first `n_ramp` batches the harder augmentations grow to their full strength.
-    """
-
-    def __init__(
-        self,
-        augmenter: Augmenter,
-        featurizer: Featurizer,
-        *,
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-        n_isolated: int = 0,
-        n_ramp: int = 0,
-    ) -> None:
-        super().__init__()
-        self.augmenter = augmenter
-        self.featurizer = featurizer
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.n_isolated = n_isolated
-        self.n_ramp = n_ramp
-
-    def __iter__(self) -> Iterator[Batch]:
-        index = self.start
-        while True:
-            yield self.batch(index)
-            index += 1
-
-    def batch(self, index: int) -> Batch:
-        """Batch number `index`. An utterance too short for its text is drawn again."""
-        rng = np.random.default_rng((self.seed, index))
-        spec = self.featurizer.spec
-        examples: list[Example] = []
-        n_clips = 1 if index < self.n_isolated else self.augmenter.n_clips(rng)
-        strength = min(1.0, index / self.n_ramp) if self.n_ramp else 1.0
-        for _ in range(20 * self.batch_size):
-            utterance = self.augmenter.utterance(n_clips, rng, strength)
-            x = self.featurizer.features(utterance.waveform)
-            try:
-                ids = self.featurizer.targets(utterance.text, len(x))
-            except InfeasibleTargetError as error:
-                log.debug("drawn again: %s", error)
-                continue
-            x = self.featurizer.normalize(self.augmenter.features(x, rng, strength))
-            n_frames = len(x) // spec.encoder.subsampling
-            flat = flat_alignment(
-                utterance.spans, self.featurizer.tokenizer, n_frames, spec.frame_s
-            )
-            examples.append(Example(x, ids, flat))
-            if len(examples) == self.batch_size:
-                return collate(examples)
-        raise DataError(
-            "nearly every training utterance is too short for its transcript; "
-            "check that the manifest's texts belong to its audio"
-        )
-
-
-def fixed_batches(clips: list[Clip], featurizer: Featurizer, batch_size: int) -> list[Batch]:
+def fixed_batches(clips: Sequence[Clip], featurizer: Featurizer, batch_size: int) -> list[Batch]:
     """Batches of usable clips (see `usable_clips`) as they are, shortest first."""
     examples = []
     for clip in clips:
         x = featurizer.features(clip.waveform)
-        no_guess = np.full(len(x) // featurizer.spec.encoder.subsampling, BLANK_ID)
+        no_guess = np.full(featurizer.n_encoder_frames(len(x)), BLANK_ID)
         try:
             ids = featurizer.targets(clip.text, len(x))
         except InfeasibleTargetError as error:  # clips that fit alone may not fit when joined
             log.warning("left out %s: %s", clip.record.audio, error)
             continue
-        examples.append(Example(featurizer.normalize(x), ids, no_guess))
+        label = featurizer.label(clip.record)
+        examples.append(Example(featurizer.normalize(x), ids, no_guess, label))
     examples.sort(key=lambda example: len(example.features))
     return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]

@@ -9,40 +9,47 @@ from pathlib import Path
 
 import msgspec
 
-from edge_imputer.audio import read_audio, resample
+from edge_imputer.audio import read_segment, resample
 from edge_imputer.errors import AudioError, DataError
 
-from .records import Clip, ClipRecord, Split
+from .manifest import Manifest
+from .records import Clip, ClipRecord, Split, Waveform
 
 log = logging.getLogger(__name__)
 
 
 def read_manifest(folder: Path) -> list[ClipRecord]:
-    """Records of a corpus folder.
+    """Read all records of a small corpus; `Manifest` reads large ones as they are needed.
 
     Raises
     ------
     DataError
         No manifest, a line that is not a record (its number is named), or no line at all.
     """
-    path = folder / "manifest.jsonl"
-    if not path.is_file():
-        raise DataError(
-            f"expected a corpus folder with manifest.jsonl, found none at {folder}; "
-            "see CONTRIBUTING.md, 'Add a corpus'"
-        )
-    decoder = msgspec.json.Decoder(ClipRecord)
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            raise DataError(f"{path}, line {number}: {error}") from error
-    if not records:
-        raise DataError(f"{path} has no lines; expected one JSON object a clip")
-    return records
+    return list(Manifest.open(folder))
+
+
+def read_clip(folder: Path, record: ClipRecord, sample_rate: int) -> Waveform:
+    """Decode a record's audio, that part of its file alone, resampled to `sample_rate`.
+
+    Parameters
+    ----------
+    folder
+        The folder that audio paths are relative to, `Manifest.folder`.
+
+    Returns
+    -------
+    waveform : float32, (samples,)
+
+    Raises
+    ------
+    AudioError
+        The file is missing, cannot be decoded, or does not reach as far as the record says.
+    """
+    waveform, rate = read_segment(
+        folder / record.audio, start_s=record.offset_s, duration_s=record.duration_s
+    )
+    return resample(waveform, from_rate=rate, to_rate=sample_rate)
 
 
 def hold_out(records: Iterable[ClipRecord], speaker: str) -> list[ClipRecord]:
@@ -80,7 +87,9 @@ def load_clips(
         if record.split != split or record.text is None:
             continue
         try:
-            waveform, rate = read_audio(folder / record.audio)
+            waveform, rate = read_segment(
+                folder / record.audio, start_s=record.offset_s, duration_s=record.duration_s
+            )
             waveform = resample(waveform, from_rate=rate, to_rate=sample_rate)
         except AudioError as error:
             bad.append(error)

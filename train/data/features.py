@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from edge_imputer.errors import InfeasibleTargetError, TokenError
 from edge_imputer.frontend import LogMel
-from edge_imputer.specs import BLANK_ID, ModelSpec
+from edge_imputer.pcen import Pcen
+from edge_imputer.specs import BLANK_ID, ConformerSpec, FeatureSpec, KeywordModelSpec, ModelSpec
 from edge_imputer.tokens import Tokenizer
 
-from .augment import Augmenter
-from .records import Clip, Waveform
+from .records import Clip, ClipRecord, Waveform
 
 log = logging.getLogger(__name__)
 
@@ -23,44 +23,102 @@ Float32 = npt.NDArray[np.float32]
 
 
 class Featurizer:
-    """Waveform and text -> log-mel frames in whole chunks, and token ids."""
+    """Waveform and text -> feature frames in whole chunks, and token ids or a class.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    Parameters
+    ----------
+    spec : ModelSpec or KeywordModelSpec
+    """
+
+    def __init__(self, spec: ModelSpec | KeywordModelSpec) -> None:
         self.spec = spec
-        self.tokenizer = Tokenizer(spec.tokens)
-        self.log_mel = LogMel(msgspec.structs.replace(spec.features, mean=0.0, std=1.0))
+        tokens = spec.tokens if isinstance(spec, ModelSpec) else None
+        self.tokenizer = Tokenizer(tokens) if tokens is not None else None
+        self._compute: LogMel | Pcen
+        if isinstance(spec.features, FeatureSpec):
+            self._compute = LogMel(msgspec.structs.replace(spec.features, mean=0.0, std=1.0))
+        else:
+            self._compute = Pcen(spec.features)
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether features are in nats: then filters of the channel are sums."""
+        return isinstance(self.spec.features, FeatureSpec)
 
     def features(self, waveform: Waveform) -> Float32:
-        """Log-mel of an utterance with its closing silence, (T, n_mels), T in whole chunks.
+        """Features of an utterance with its closing silence, (T, n_mels), T in whole chunks.
 
-        In nats, so that augmentation can work on it; `normalize` gives what the encoder reads.
+        Log-mel in nats, so that augmentation can work on it, or PCEN; `normalize` gives what the
+        encoder reads.
         """
-        n = self.spec.padded_samples(len(waveform))
-        return self.log_mel(np.pad(waveform, (0, n - len(waveform))))
+        n = self.padded_samples(len(waveform))
+        padded = np.zeros(n, np.float32)
+        padded[: len(waveform)] = waveform
+        return self._compute(padded)
 
-    def normalize(self, log_mel: Float32) -> Float32:
-        """Subtract the spec's mean and divide by its standard deviation."""
-        features = self.spec.features
-        normalized: Float32 = (log_mel - np.float32(features.mean)) / np.float32(features.std)
+    def padded_samples(self, n_samples: int) -> int:
+        """Samples of an utterance with the silence that fills its last chunk."""
+        spec = self.spec
+        if isinstance(spec, ModelSpec):
+            return spec.padded_samples(n_samples)
+        n_frames = max(1, spec.features.n_frames(n_samples))
+        if isinstance(spec.encoder, ConformerSpec):
+            multiple = spec.encoder.chunk_frames
+        else:
+            multiple = 1 if spec.windowed else spec.encoder.subsampling
+        whole = -(-n_frames // multiple) * multiple
+        return max(n_samples, spec.features.n_samples(whole))
+
+    def n_features(self, n_samples: int) -> int:
+        """Feature frames of an utterance of `n_samples` samples."""
+        return self.spec.features.n_frames(self.padded_samples(n_samples))
+
+    def n_encoder_frames(self, n_features: int) -> int:
+        """Encoder frames of so many feature frames."""
+        return n_features // self.spec.encoder.subsampling
+
+    def normalize(self, features: Float32) -> Float32:
+        """Subtract the spec's mean and divide by its standard deviation; PCEN stays as it is."""
+        spec = self.spec.features
+        if not isinstance(spec, FeatureSpec):
+            return features
+        normalized: Float32 = (features - np.float32(spec.mean)) / np.float32(spec.std)
         return normalized
 
     def targets(self, text: str, n_features: int) -> list[int]:
-        """Token ids.
+        """Token ids; none where the model has no tokens.
 
         Raises
         ------
         InfeasibleTargetError
             The utterance is shorter than its transcript needs: T' < tokens + repeats.
         """
+        if self.tokenizer is None:
+            return []
         ids = self.tokenizer.encode(text)
         needed = self.tokenizer.min_frames(ids)
-        frames = n_features // self.spec.encoder.subsampling
+        frames = self.n_encoder_frames(n_features)
         if needed > frames:
             raise InfeasibleTargetError(
                 f"{text!r} needs {needed} encoder frames, its audio gives {frames} of "
                 f"{1000 * self.spec.frame_s:.0f} ms; check that the transcript fits the audio"
             )
         return ids
+
+    def flat_start(
+        self, spans: Iterable[tuple[str, float, float]], n_features: int
+    ) -> npt.NDArray[np.int64]:
+        """Spread an utterance's transcript evenly over its speech, see `flat_alignment`."""
+        n_frames = self.n_encoder_frames(n_features)
+        if self.tokenizer is None:
+            return np.full(n_frames, BLANK_ID, np.int64)
+        return flat_alignment(spans, self.tokenizer, n_frames, self.spec.frame_s)
+
+    def label(self, record: ClipRecord) -> int:
+        """Class of a clip for a keyword model; -1 where there is none."""
+        if isinstance(self.spec, KeywordModelSpec):
+            return self.spec.class_of(record.label)
+        return -1
 
 
 def flat_alignment(
@@ -103,9 +161,8 @@ def usable_clips(clips: list[Clip], featurizer: Featurizer, *, speed: float = 1.
     """
     usable = []
     for clip in clips:
-        n_chunks = featurizer.spec.n_chunks(int(len(clip.waveform) / speed))
         try:
-            featurizer.targets(clip.text, n_chunks * featurizer.spec.chunk_features)
+            featurizer.targets(clip.text, featurizer.n_features(int(len(clip.waveform) / speed)))
         except (InfeasibleTargetError, TokenError) as error:
             log.warning("left out %s: %s", clip.record.audio, error)
             continue
@@ -113,11 +170,17 @@ def usable_clips(clips: list[Clip], featurizer: Featurizer, *, speed: float = 1.
     return usable
 
 
-def feature_statistics(
-    augmenter: Augmenter, featurizer: Featurizer, *, seed: int, n: int = 64
-) -> tuple[float, float]:
-    """Mean and standard deviation of the log-mel over `n` training utterances."""
-    rng = np.random.default_rng((seed, 0x57A7))
-    utterances = (augmenter.utterance(augmenter.n_clips(rng), rng) for _ in range(n))
-    frames = np.concatenate([featurizer.features(u.waveform) for u in utterances])
-    return float(frames.mean()), float(frames.std())
+def frame_counts(
+    durations: npt.NDArray[np.float32], featurizer: Featurizer
+) -> npt.NDArray[np.int32]:
+    """Feature frames of many utterances, (N,) seconds -> (N,): never fewer than there will be.
+
+    Durations are rounded up to 0.1 s, so that a million take a moment.
+    """
+    rate = featurizer.spec.features.sample_rate
+    tenths = np.ceil(durations * np.float32(10)).astype(np.int32)
+    counts = np.zeros(int(tenths.max(initial=0)) + 1, np.int32)
+    for tenth in np.unique(tenths):
+        counts[tenth] = featurizer.n_features(int(tenth) * rate // 10)
+    found: npt.NDArray[np.int32] = counts[tenths]
+    return found

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edge_imputer.specs import ConformerSpec, CrnnSpec, MelSpec, TcnSpec, WindowedCrnnSpec
+from edge_imputer.specs import (
+    ConformerSpec,
+    CrnnSpec,
+    MelSpec,
+    TcnSpec,
+    WindowedCnnSpec,
+    WindowedCrnnSpec,
+)
 
 from .base import Encoder
+from .cnn_windowed import WindowedCnnEncoder
 from .conformer import ConformerEncoder
 from .crnn import CrnnEncoder
 from .crnn_windowed import WindowedCrnnEncoder
 from .tcn import TcnEncoder
+from .windowed import WindowedEncoder
 
 __all__ = [
     "ENCODERS",
@@ -19,7 +28,9 @@ __all__ = [
     "CrnnEncoder",
     "Encoder",
     "TcnEncoder",
+    "WindowedCnnEncoder",
     "WindowedCrnnEncoder",
+    "WindowedEncoder",
     "build_encoder",
 ]
 
@@ -28,6 +39,7 @@ ENCODERS: dict[type, Callable[[Any, Any], Encoder]] = {
     TcnSpec: TcnEncoder,
     ConformerSpec: ConformerEncoder,
     WindowedCrnnSpec: WindowedCrnnEncoder,
+    WindowedCnnSpec: WindowedCnnEncoder,
 }
 
 

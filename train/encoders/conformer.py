@@ -20,6 +20,7 @@ from ..layers.recompute import recomputed
 from ..layers.self_attention import stream_window
 from ..layers.subsampling import Subsampling
 from ..objective import ctc_loss
+from ..objective.arguments import Reduction
 from .base import Encoder
 
 
@@ -222,6 +223,7 @@ def intermediate_ctc_loss(
     *,
     weight: float = 0.5,
     blank_id: int = BLANK_ID,
+    reduction: Reduction = "mean",
     zero_infinity: bool = False,
     validate: bool = True,
 ) -> Tensor:
@@ -236,8 +238,13 @@ def intermediate_ctc_loss(
         As `ConformerEncoder.forward_with_branches` gives them; without any, plain CTC.
     weight : float
         The branches' share w: 0.5 with self-conditioning and 0.3 without, in the papers.
-    targets, input_lengths, target_lengths, blank_id, zero_infinity, validate
-        As in `edge_imputer.train.objective.ctc_loss`; the mean over the batch is taken.
+    targets, input_lengths, target_lengths, blank_id, reduction, zero_infinity, validate
+        As in `edge_imputer.train.objective.ctc_loss`.
+
+    Returns
+    -------
+    Tensor
+        In nats; (B,) if `reduction` is "none", else a scalar.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"expected a weight in 0..1, got {weight}")
@@ -248,6 +255,7 @@ def intermediate_ctc_loss(
             input_lengths,
             target_lengths,
             blank_id=blank_id,
+            reduction=reduction,
             zero_infinity=zero_infinity,
             validate=validate,
         )
@@ -255,4 +263,4 @@ def intermediate_ctc_loss(
     ]
     if not branches:
         return losses[0]
-    return (1 - weight) * losses[0] + weight * torch.stack(losses[1:]).mean()
+    return (1 - weight) * losses[0] + weight * torch.stack(losses[1:]).mean(0)

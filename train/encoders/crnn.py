@@ -23,8 +23,7 @@ class CrnnEncoder(Encoder):
     """Log-mel frames -> encoder frames.
 
     Every layer looks at the past only, so frames past an utterance's end cannot reach the ones
-    before it: in evaluation mode a padded batch equals each clip alone without a mask. In training
-    mode the batch statistics of batch norm see the padded frames.
+    before it; in training they have no part in the batch statistics either.
     """
 
     def __init__(self, spec: CrnnSpec, features: FeatureSpec) -> None:
@@ -71,11 +70,17 @@ class CrnnEncoder(Encoder):
         for layer, s in zip(self._conv_layers, state, strict=False):
             x, s = layer.step(x, s)
             states.append(s)
-        x = x.permute(0, 2, 3, 1).flatten(2)  # (B, T', F * C): frequency-major, as NHWC
-        for gru, s in zip(self.gru, state[len(self.conv) :], strict=True):
+        out, last = self._recur(x, state[len(self.conv) :])
+        return out, (*states, *last)
+
+    def _recur(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The GRU layers, on what the convolutions give: (B, C, T, F) -> (B, T, hidden), state."""
+        x = x.permute(0, 2, 3, 1).flatten(2)  # (B, T, F * C): frequency-major, as NHWC
+        states: State = ()
+        for gru, s in zip(self.gru, state, strict=True):
             x, s = gru(x, s)
-            states.append(s)
-        return x, tuple(states)
+            states += (s,)
+        return x, states
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode whole utterances.
@@ -92,5 +97,10 @@ class CrnnEncoder(Encoder):
         encoder_out : (B, T / subsampling, hidden)
         encoder_out_lens : (B,)
         """
-        out, _ = self.step(x, self.initial_state(x.shape[0]))
-        return out, lengths // self.spec.subsampling
+        self._check_features(x, multiple_of=self.subsampling)
+        state = self.initial_state(x.shape[0])[len(self.conv) :]
+        x = x.unsqueeze(1)  # (B, 1, T, n_mels)
+        for layer, spec in zip(self._conv_layers, self.spec.conv, strict=True):
+            lengths = lengths // spec.stride_time
+            x = layer(x, lengths)
+        return self._recur(x, state)[0], lengths

@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 from edge_imputer.specs import ConvSpec
 
+from .norm import MaskedBatchNorm1d
+
 
 class CausalConv2d(nn.Module):
     """2-D convolution over (time, frequency) and ReLU; in time it sees the past only.
 
     Output frame u reads input frames up to ``stride * (u + 1) - 1``. The streaming state is the
-    last ``kernel_time - stride_time`` input frames, zeros at the start.
+    last ``kernel_time - stride_time`` input frames, zeros at the start. Padding has no part in the
+    statistics of its batch norm.
     """
 
     def __init__(self, in_channels: int, spec: ConvSpec) -> None:
@@ -24,7 +27,7 @@ class CausalConv2d(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, spec.channels, (spec.kernel_time, spec.kernel_freq), self.stride
         )
-        self.norm = nn.BatchNorm2d(spec.channels)  # folded into the convolution on export
+        self.norm = MaskedBatchNorm1d(spec.channels)  # folded into the convolution on export
 
     def initial_state(self, batch: int, n_freq: int) -> Tensor:
         """Zeros, (batch, in_channels, left, n_freq)."""
@@ -33,9 +36,15 @@ class CausalConv2d(nn.Module):
     def step(self, chunk: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, T, F), T a multiple of the stride -> (B, C', T / stride, F'), next state."""
         x = torch.cat([state, chunk], dim=2)
-        out = F.relu(self.norm(self.conv(F.pad(x, (self.freq_pad, self.freq_pad)))))
-        return out, x[:, :, x.shape[2] - self.left :]
+        return self._convolve(x, None), x[:, :, x.shape[2] - self.left :]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, F) -> (B, C', T // stride, F')."""
-        return self.step(x, self.initial_state(x.shape[0], x.shape[3]))[0]
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C, T, F) -> (B, C', T // stride, F'); `lengths` (B,) counts output frames."""
+        x = torch.cat([self.initial_state(x.shape[0], x.shape[3]), x], dim=2)
+        return self._convolve(x, lengths)
+
+    def _convolve(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, C, left + T, F) -> (B, C', T // stride, F')."""
+        x = self.conv(F.pad(x, (self.freq_pad, self.freq_pad)))
+        out: Tensor = self.norm(x.movedim(1, -1), lengths).movedim(-1, 1)
+        return F.relu(out)

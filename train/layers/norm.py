@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -15,6 +16,10 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
     all that it computes where nothing is padded. In training a batch gives what its valid frames
     alone would give, however long the padding is. Features come last, unlike torch's; a
     convolution's (B, C, T, F) is normalised as ``norm(x.movedim(1, -1), lengths).movedim(-1, 1)``.
+
+    Where several processes train together, the statistics are those of all their frames: a batch
+    that is dealt out to them gives what it would give whole, to the rounding of its sums. Every
+    process must then call every norm equally often, with frames or without.
     """
 
     def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -40,7 +45,63 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
 
     def _normalise(self, frames: Tensor) -> Tensor:
         rows = frames.reshape(-1, frames.shape[-1])
+        shared = self.training and dist.is_available() and dist.is_initialized()
+        if shared and dist.get_world_size() > 1:
+            return self._normalise_together(rows).view_as(frames)
         return super().forward(rows).view_as(frames)
+
+    def _normalise_together(self, rows: Tensor) -> Tensor:
+        """Normalise rows (N, C) by the statistics of all processes' rows; N may be 0."""
+        precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        n_local = precise.new_tensor([rows.shape[0]])
+        sums = _summed(torch.cat([precise.sum(0), n_local]))
+        count = sums[-1].detach()
+        if count < 2:
+            raise ValueError(
+                f"expected 2 frames or more over all processes to normalise in training, got "
+                f"{int(count)}"
+            )
+        mean = sums[:-1] / count
+        centred = precise - mean
+        # Twice summed, so that a large mean takes no digits from the variance.
+        variance = _summed(centred.square().sum(0)) / count
+        self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
+        out = centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return out.to(rows.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards a batch's, as torch's batch norm does."""
+        running_mean, running_var = self.running_mean, self.running_var
+        n_batches = self.num_batches_tracked
+        assert running_mean is not None
+        assert running_var is not None
+        assert n_batches is not None
+        n_batches.add_(1)
+        share = 1 / n_batches.item() if self.momentum is None else self.momentum
+        running_mean.lerp_(mean.to(running_mean.dtype), share)
+        running_var.lerp_(variance.to(running_var.dtype), share)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; what one does to a loss, all losses' gradients have a part in."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def _summed(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 def fold_norm(

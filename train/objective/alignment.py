@@ -21,13 +21,16 @@ from torch import Tensor
 from edge_imputer.errors import ObjectiveError
 
 from . import native
-from .arguments import Problem, at_least_float32, make_problem
+from .arguments import Problem, at_least_float32, checked_seeds, make_problem
 from .lattice import (
     sample_states,
     state_tokens,
     token_log_probs,
     viterbi_states,
 )
+from .seeded import random_uniform
+
+_STREAM = 4  # of an utterance's seed; those of other modules are other numbers
 
 
 class TokenSpan(NamedTuple):
@@ -217,6 +220,7 @@ def sample_alignment(
     semantics: str = "token",
     n_samples: int | None = None,
     generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
     validate: bool = True,
 ) -> Alignment:
     """Random alignments of every target, each drawn with its exact posterior probability.
@@ -233,6 +237,9 @@ def sample_alignment(
     generator : torch.Generator, optional
         Where the random numbers come from, the CPU's default one if None. The numbers are drawn
         on its device and then moved, so the same CPU generator gives the same on every device.
+    seeds : int, (B,), optional
+        In the place of a generator: an utterance's samples then depend on its seed and its own
+        frames alone, whatever batch it is in and however long that is padded.
 
     Returns
     -------
@@ -256,12 +263,14 @@ def sample_alignment(
         semantics=semantics,
         validate=validate,
     )
-    uniforms = torch.rand(
-        (n_samples or 1, *logits.shape[:2]),
-        dtype=at_least_float32(logits.dtype),
-        device="cpu" if generator is None else generator.device,
-        generator=generator,
-    )
+    shape, dtype = (n_samples or 1, *logits.shape[:2]), at_least_float32(logits.dtype)
+    seeds = checked_seeds(seeds, generator, len(logits), logits.device)
+    if seeds is None:
+        device = torch.device("cpu") if generator is None else generator.device
+        uniforms = torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    else:  # frames first: padding may follow, and changes nothing
+        places = (shape[2], shape[0])
+        uniforms = random_uniform(seeds, _STREAM, places, dtype).permute(2, 0, 1).contiguous()
     states = _sample_states(problem, uniforms.to(logits.device))
     return _describe(problem, states[0] if n_samples is None else states)
 

@@ -156,6 +156,17 @@ def integers(
     return tensor.to(device, torch.int64, non_blocking=True)
 
 
+def checked_seeds(
+    seeds: Tensor | None, generator: torch.Generator | None, batch: int, device: torch.device
+) -> Tensor | None:
+    """One random seed an utterance, (B,) on `device`, where there is no generator."""
+    if seeds is None:
+        return None
+    if generator is not None:
+        raise ObjectiveError("seeds: expected these or a generator, got both; leave one out")
+    return integers("seeds", seeds, device, shape=(batch,))
+
+
 def _unpack(concatenated: Tensor, lengths: Tensor) -> Tensor:
     """Concatenated targets as (B, S)."""
     if lengths.numel() and int(lengths.min()) < 0:

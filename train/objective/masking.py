@@ -25,7 +25,11 @@ from torch import Tensor
 
 from edge_imputer.errors import ObjectiveError
 
-from .arguments import INTEGERS, MASK, integers, refuse
+from .arguments import INTEGERS, MASK, checked_seeds, integers, refuse
+from .seeded import random_uniform
+
+# Streams of an utterance's seed; those of other modules are other numbers.
+_FRAMES, _N_OPEN, _RATE = 1, 2, 3
 
 
 def mask_alignment(
@@ -37,6 +41,7 @@ def mask_alignment(
     confidence: Tensor | None = None,
     rate: float | None = None,
     generator: torch.Generator | None = None,
+    seeds: Tensor | None = None,
 ) -> Tensor:
     """Mask frames of an alignment, as the decoder would meet it.
 
@@ -59,6 +64,9 @@ def mask_alignment(
     generator : torch.Generator, optional
         Where the random numbers come from, the CPU's default one if None. They are drawn on its
         device and then moved, so the same CPU generator gives the same masks on every device.
+    seeds : int, (B,), optional
+        In the place of a generator: an utterance's masks then depend on its seed and its own
+        frames alone, whatever batch it is in and however long that is padded, on every device.
 
     Returns
     -------
@@ -71,7 +79,7 @@ def mask_alignment(
         An unknown policy, or an argument that it does not take or needs; wrong shapes, types,
         devices or ranges.
     """
-    draw = _Draw.checked(alignment, input_lengths, block_size, confidence, rate, generator)
+    draw = _Draw.checked(alignment, input_lengths, block_size, confidence, rate, generator, seeds)
     if policy not in _POLICIES:
         names = ", ".join(repr(name) for name in _POLICIES)
         raise ObjectiveError(f"policy: expected {names}, got {policy!r}")
@@ -91,6 +99,7 @@ class _Draw:
     confidence: Tensor | None
     rate: float | None
     generator: torch.Generator | None
+    seeds: Tensor | None
 
     @staticmethod
     def checked(
@@ -100,6 +109,7 @@ class _Draw:
         confidence: Tensor | None,
         rate: float | None,
         generator: torch.Generator | None,
+        seeds: Tensor | None,
     ) -> _Draw:
         if not isinstance(alignment, Tensor) or alignment.dtype not in INTEGERS:
             kind = getattr(alignment, "dtype", type(alignment).__name__)
@@ -127,17 +137,22 @@ class _Draw:
                     f"{tuple(alignment.shape)} on {alignment.device}, got "
                     f"{tuple(confidence.shape)} on {confidence.device}"
                 )
+        seeds = checked_seeds(seeds, generator, batch, alignment.device)
         frame = torch.arange(n_frames, device=alignment.device)
-        return _Draw(frame < lengths[:, None], block_size, confidence, rate, generator)
+        return _Draw(frame < lengths[:, None], block_size, confidence, rate, generator, seeds)
 
-    def uniform(self, *shape: int) -> Tensor:
+    def uniform(self, stream: int, *shape: int) -> Tensor:
         """Random numbers of [0, 1), drawn where the generator is, moved to the alignment."""
+        if self.seeds is not None:
+            return random_uniform(self.seeds, stream, shape[1:])
         numbers = torch.rand(shape, generator=self.generator, device=self._source())
         return numbers.to(self.inside.device)
 
     def n_open(self) -> Tensor:
         """Open frames of a whole block, 1..block_size, one number per utterance, (B, 1)."""
         shape = (len(self.inside), 1)
+        if self.seeds is not None:
+            return 1 + (random_uniform(self.seeds, _N_OPEN, (1,)) * self.block_size).long()
         numbers = torch.randint(
             1, self.block_size + 1, shape, generator=self.generator, device=self._source()
         )
@@ -149,7 +164,7 @@ class _Draw:
 
 def _block(draw: _Draw) -> Tensor:
     n_open = draw.n_open()
-    return _all_but_first(draw, draw.uniform(*draw.inside.shape), n_open)
+    return _all_but_first(draw, draw.uniform(_FRAMES, *draw.inside.shape), n_open)
 
 
 def _confidence(draw: _Draw) -> Tensor:
@@ -163,8 +178,8 @@ def _confidence(draw: _Draw) -> Tensor:
 
 
 def _bernoulli(draw: _Draw) -> Tensor:
-    rate = draw.uniform(len(draw.inside), 1) if draw.rate is None else draw.rate
-    return draw.uniform(*draw.inside.shape) < rate
+    rate = draw.uniform(_RATE, len(draw.inside), 1) if draw.rate is None else draw.rate
+    return draw.uniform(_FRAMES, *draw.inside.shape) < rate
 
 
 _POLICIES: dict[str, Callable[[_Draw], Tensor]] = {
@@ -181,9 +196,10 @@ def _all_but_first(draw: _Draw, priority: Tensor, n_open: Tensor) -> Tensor:
     first and the earlier frame of equals. So blocks that are cut short fill up sooner.
     """
     batch, n_frames = priority.shape
-    to_end = -n_frames % draw.block_size
+    n_blocks = -(-n_frames // draw.block_size)
     ranked = priority.masked_fill(~draw.inside, -torch.inf)  # behind all others: they come later
-    blocks = F.pad(ranked, (0, to_end), value=-torch.inf).view(batch, -1, draw.block_size)
+    to_end = n_blocks * draw.block_size - n_frames
+    blocks = F.pad(ranked, (0, to_end), value=-torch.inf).view(batch, n_blocks, draw.block_size)
     rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     committed = rank < draw.block_size - n_open.unsqueeze(-1)
-    return ~committed.view(batch, -1)[:, :n_frames]
+    return ~committed.view(batch, n_blocks * draw.block_size)[:, :n_frames]

@@ -1,0 +1,306 @@
+"""``edge-imputer mine`` and ``improve``: from a model's mistakes to a better model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..claims import share_text
+from ..errors import DataError, SpecError, TrainingStopped, require
+from .show import say, table
+from .steps import SHIPPED, corpus_folder, corpus_path
+
+if TYPE_CHECKING:
+    from edge_imputer.train.improving import ImproveReport, MiningReport, Rules
+    from edge_imputer.train.recipe import Recipe
+
+MINED_JSON = "mined.json"
+N_LISTED = 10
+
+NegativesOption = Annotated[
+    list[Path],
+    typer.Option("--negatives", "-n", help="Corpus without the keywords; repeatable."),
+]
+LeastOption = Annotated[
+    float, typer.Option("--threshold", min=0.0, max=1.0, help="Least score of what is taken.")
+]
+PerHourOption = Annotated[
+    float | None, typer.Option(help="Most events an hour of negatives; any number if unset.")
+]
+MostOption = Annotated[int, typer.Option(min=1, help="Most events in all.")]
+WindowOption = Annotated[float, typer.Option(help="Seconds cut out around an event.")]
+
+
+def mine(
+    model: Annotated[
+        Path, typer.Argument(help="A keyword model's checkpoint, or a bundle with --keyword.")
+    ],
+    negatives: NegativesOption,
+    out: Annotated[Path, typer.Option(help="Corpus folder to write.")] = Path("build/mined"),
+    keyword: Annotated[
+        list[str] | None,
+        typer.Option("--keyword", "-w", help="What a bundle listens for; repeatable."),
+    ] = None,
+    least: LeastOption = 0.1,
+    per_hour: PerHourOption = None,
+    most: MostOption = 5000,
+    window_s: WindowOption = 2.0,
+    label: Annotated[
+        str,
+        typer.Option(help="What they are called; _unknown_ puts them among all other speech."),
+    ] = "_hard_",
+    split: Annotated[
+        str, typer.Option(help="Split of the negatives; what is mined is trained on.")
+    ] = "train",
+    backend: Annotated[str, typer.Option("--backend", "-b", help="Runtime of a bundle.")] = "onnx",
+) -> None:
+    """Find what a model takes for its keywords: the highest-scoring events of negatives.
+
+    Writes a corpus folder whose rows lead to the original audio, a window around each event, to
+    train on with; and OUT/mined.json. Clips whose text or label holds a keyword are left out. An
+    interrupted run goes on where it was: give the same command again.
+
+    Examples:
+
+    `edge-imputer mine build/wake/best.ckpt --negatives corpora/libri --out build/mined`
+
+    `edge-imputer mine bundle -n corpora/talk -w seven --per-hour 20 --out build/mined`
+    """
+    require("lightning", extra="train")
+    require("jiwer", extra="train")
+    import msgspec
+
+    from edge_imputer.train.data import Manifest
+    from edge_imputer.train.evaluation import Journal
+    from edge_imputer.train.improving import mine as mine_negatives
+    from edge_imputer.train.improving import open_spotter
+
+    if split not in ("train", "valid", "test"):
+        raise SpecError(f"--split: expected train, valid or test, got {split!r}")
+    rules = _rules(least, per_hour, most, window_s, label)
+    spotter = open_spotter(model, keywords=keyword, backend=backend)
+    parts = [Manifest.open(corpus_path(path), split=split) for path in negatives]  # type: ignore[arg-type]
+    for path, part in zip(negatives, parts, strict=True):
+        if not len(part):
+            raise DataError(f"{path}: expected clips of the split {split}, got none; see --split")
+    with Journal(out / "journal.jsonl") as journal:
+        report = mine_negatives(
+            spotter, parts, out, rules, journal=journal, progress=sys.stderr.isatty()
+        )
+    written = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    (out / MINED_JSON).write_bytes(written)
+    print_mined(report)
+    print(out)
+
+
+def improve(
+    model: Annotated[
+        Path, typer.Argument(help="A keyword model's checkpoint, or the folder of its run.")
+    ],
+    false_fires: Annotated[
+        Path | None, typer.Option(help="Folder of clips in which it fired wrongly.")
+    ] = None,
+    misses: Annotated[
+        Path | None,
+        typer.Option(help="Folder of clips in which it should have; a folder for each keyword."),
+    ] = None,
+    negatives: Annotated[
+        list[Path] | None,
+        typer.Option("--negatives", "-n", help="Corpus without the keywords to mine; repeatable."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The corpus the model was trained on; its recipe's own if unset."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything made.")] = Path("build/improve"),
+    keyword: Annotated[
+        str | None,
+        typer.Option("--keyword", "-w", help="What misses say that are in no keyword's folder."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Score at which it fires in use; 0.5 if unset."),
+    ] = None,
+    keep_back: Annotated[
+        float, typer.Option(help="Share of the clips to measure on, by the hash of their samples.")
+    ] = 1 / 3,
+    share: Annotated[float, typer.Option(help="Share of the new in what is trained on.")] = 0.3,
+    rate: Annotated[
+        float, typer.Option(help="Learning rate, as a share of the first training's.")
+    ] = 0.1,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="A tenth of the first training's if unset.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe to continue by, instead of the model's own.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change that recipe; repeatable."),
+    ] = None,
+    least: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Least score of what is mined.")
+    ] = 0.1,
+    per_hour: PerHourOption = None,
+    most: MostOption = 5000,
+    window_s: WindowOption = 2.0,
+) -> None:
+    """Train a keyword model on with what it got wrong, and compare on clips kept back.
+
+    A part of the saved clips is kept back for measuring; the rest joins the corpus that the model
+    was trained on, so that nothing is forgotten. Negatives are mined first. Writes
+    OUT/improved.ckpt and OUT/improve.json; the old model stays as it is. An interrupted run goes on
+    where it was: give the same command again.
+
+    Examples:
+
+    `edge-imputer improve build/wake/best.ckpt --false-fires saved/fires --misses saved/misses
+    --data corpora/lamp`
+
+    `edge-imputer improve build/wake --negatives corpora/libri --data corpora/lamp --updates 2000`
+    """
+    require("lightning", extra="train")
+    require("jiwer", extra="train")
+    from edge_imputer.train.improving import Improvement
+    from edge_imputer.train.improving import improve as improve_model
+    from edge_imputer.train.improving.improve import IMPROVED, REPORT, model_file
+
+    if settings and recipe is None:
+        raise SpecError("--set changes the recipe that --recipe names; give both, or neither")
+    given: Recipe | None = None
+    if recipe is not None:
+        from edge_imputer.train.recipe import read_recipe
+
+        given = read_recipe(recipe, settings or ())
+    options = Improvement(
+        model=model,
+        data=_corpus_of(model_file(model), data),
+        out=out,
+        false_fires=false_fires,
+        misses=misses,
+        negatives=[corpus_path(path) for path in negatives or ()],
+        keyword=keyword,
+        keep_back=keep_back,
+        threshold=threshold,
+        rules=_rules(least, per_hour, most, window_s, "_hard_"),
+        recipe=given,
+        updates=updates,
+        rate=rate,
+        share=share,
+        progress=sys.stderr.isatty(),
+    )
+    try:
+        report = improve_model(options)
+    except TrainingStopped as stopped:
+        typer.echo(f"stopped: {stopped}", err=True)
+        raise typer.Exit(stopped.exit_code) from None
+    print_improved(report)
+    say(f"Figures: {out / REPORT}")
+    print(out / IMPROVED)
+
+
+def _rules(least: float, per_hour: float | None, most: int, window_s: float, label: str) -> Rules:
+    from edge_imputer.train.improving import Rules
+
+    rules = Rules(threshold=least, per_hour=per_hour, most=most, window_s=window_s, label=label)
+    rules.check()
+    return rules
+
+
+def _corpus_of(checkpoint: Path, data: Path | None) -> Path:
+    """The corpus a model was trained on: as given, by its recipe, or by the name it was called."""
+    if data is not None:
+        return corpus_path(data)
+    from edge_imputer.train.checkpoint import read_raw, unpack
+
+    _, recipe, origin = unpack(read_raw(checkpoint), checkpoint)
+    if origin.data == SHIPPED:
+        return corpus_folder(None)
+    for name in (recipe.data.folder, origin.data):
+        folder = corpus_path(Path(name)) if name not in ("", "digits") else None
+        if folder is not None and folder.is_dir():
+            return folder
+    raise DataError(
+        f"{checkpoint} was trained on {origin.data!r}; give the folder of that corpus with --data, "
+        "so that what the model knows is not forgotten"
+    )
+
+
+def print_mined(report: MiningReport) -> None:
+    """What was mined, for people."""
+    skipped = f", {len(report.unreadable)} cannot be read" if report.unreadable else ""
+    say(
+        f"{report.n_clips} clips, {report.hours:.2f} h; left out: {report.keyword_said} that say a "
+        f"keyword{skipped}"
+    )
+    if report.without_text:
+        say(f"note: {report.without_text} have no transcript; a keyword may be in them unnoticed")
+    table(
+        f"Taken: {len(report.mined)} of {report.n_events} events of {report.rules.threshold:g} "
+        "or more",
+        ["keyword", "events", "highest", "median", "lowest"],
+        [
+            (word, len(s), f"{s[0]:.3f}", f"{s[len(s) // 2]:.3f}", f"{s[-1]:.3f}")
+            for word, s in report.by_keyword()
+            if s
+        ],
+    )
+    table(
+        "The highest",
+        ["audio", "from, s", "keyword", "score"],
+        [
+            (m.audio, f"{m.offset_s:.2f}", m.keyword, f"{m.score:.3f}")
+            for m in report.mined[:N_LISTED]
+        ],
+    )
+
+
+def print_improved(report: ImproveReport) -> None:
+    """Before and after, for people; what got worse last and plainly."""
+    for clip, fault in report.bad.items():
+        say(f"left out: {clip}: {fault}")
+    if report.repeated:
+        say(f"{len(report.repeated)} clips are copies of others, which count once")
+    new = ", ".join(f"{n} {kind}" for kind, n in report.n_trained.items() if n)
+    kept = ", ".join(f"{n} {kind}" for kind, n in report.n_kept_back.items() if n)
+    mined = f"{report.n_mined} mined windows" if report.n_mined else ""
+    say(f"trained on: {', '.join(filter(None, (new, mined)))}; kept back: {kept or 'none'}")
+    limits = sorted(set(report.thresholds.values()))
+    at = f"{limits[0]:g}" if len(limits) == 1 else "the keywords' own thresholds"
+    table(
+        f"Clips that go wrong at {at} (95 % intervals)",
+        ["clips", "what", "before", "after", "", "p"],
+        [
+            (
+                c.clips,
+                c.what,
+                share_text(c.before),
+                share_text(c.after),
+                c.verdict,
+                f"{c.p_value:.2g}",
+            )
+            for c in report.comparisons
+        ],
+    )
+    if report.rates:
+        table(
+            f"False alarms an hour at {at} (95 % intervals)",
+            ["audio", "hours", "before", "after"],
+            [
+                (
+                    r.clips,
+                    f"{r.before.hours:.2f}",
+                    *(f"{x.per_hour:.2f} ({x.low:.2f} to {x.high:.2f})" for x in (r.before, r.after)),
+                )
+                for r in report.rates
+            ],
+        )
+    for name in report.unmeasured:
+        say(f"not measured: {name}, no clip for it")
+    for line in report.worse:
+        say(f"WORSE: {line}")
+    if not report.worse and (report.comparisons or report.rates):
+        say("Nothing measured got worse.")

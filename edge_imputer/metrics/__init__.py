@@ -1,0 +1,24 @@
+"""Error rates and their intervals."""
+
+from .edits import Edits, edit_distance, edits
+from .intervals import clopper_pearson, false_alarm_rate, hours_needed, wilson_interval
+from .resampling import (
+    PairedDifference,
+    bootstrap_interval,
+    bootstrap_ratio,
+    paired_difference,
+)
+
+__all__ = [
+    "Edits",
+    "PairedDifference",
+    "bootstrap_interval",
+    "bootstrap_ratio",
+    "clopper_pearson",
+    "edit_distance",
+    "edits",
+    "false_alarm_rate",
+    "hours_needed",
+    "paired_difference",
+    "wilson_interval",
+]

@@ -1,0 +1,107 @@
+"""A keyword model: a classifier of words, for a fixed list of them."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from ..errors import SpecError
+from .base import Spec
+from .features import FeatureSpec, PcenSpec
+from .model import AnyEncoderSpec
+from .windowed import WindowedCnnSpec, WindowedCrnnSpec, WindowedSpec
+
+UNKNOWN = "_unknown_"
+SILENCE = "_silence_"
+
+AnyFeatureSpec = Union[FeatureSpec, PcenSpec]  # noqa: UP007 (msgspec reads it on 3.10)
+"""Every front end there is."""
+
+
+class KeywordModelSpec(Spec, frozen=True, kw_only=True):
+    """Everything that defines a keyword model but its weights.
+
+    An encoder over windows (`WindowedCrnnSpec`, `WindowedCnnSpec`) gives the classes' logits
+    itself, one score a window. After any other encoder comes a linear classifier of its frames,
+    one score a frame.
+
+    Attributes
+    ----------
+    features : FeatureSpec or PcenSpec
+    encoder : any encoder's specification
+        Over windows: with as many `n_classes` as there are classes, see `for_classes`.
+    keywords : tuple of str
+        In the order of their scores.
+    silence : bool
+        Whether silence is a class of its own; else it is part of what is no keyword.
+    smoothing_ms : int
+        A detector's score is the mean of the posteriors of that long; 0: each one as it is.
+    """
+
+    features: AnyFeatureSpec
+    encoder: AnyEncoderSpec
+    keywords: tuple[str, ...]
+    silence: bool = False
+    smoothing_ms: int = 200
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs: everything else, the keywords, and silence where it is one."""
+        return (UNKNOWN, *self.keywords, *([SILENCE] if self.silence else []))
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the encoder scores windows."""
+        return isinstance(self.encoder, WindowedSpec)
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one score to the next."""
+        return self.encoder.subsampling * self.features.hop_length / self.features.sample_rate
+
+    @property
+    def smoothing_frames(self) -> int:
+        """Scores that a detector averages, at least 1."""
+        return max(1, round(self.smoothing_ms / (1000 * self.frame_s)))
+
+    def class_of(self, label: str | None) -> int:
+        """Index of a clip's label among the classes.
+
+        Silence that is no class of its own, other words and near misses are class 0; None, a clip
+        without a label, is -1.
+        """
+        if label is None:
+            return -1
+        return self.classes.index(label) if label in self.classes else 0
+
+    def check(self) -> None:
+        """Raise `SpecError` if any part contradicts itself or another."""
+        self.features.check()
+        self.encoder.check()
+        bad = [w for w in self.keywords if not w.strip() or w in (UNKNOWN, SILENCE)]
+        if not self.keywords or bad or len(set(self.keywords)) != len(self.keywords):
+            raise SpecError(
+                "expected distinct keywords, at least one, none empty and none called "
+                f"{UNKNOWN} or {SILENCE}, got {self.keywords!r}"
+            )
+        if self.smoothing_ms < 0:
+            raise SpecError(f"expected smoothing_ms >= 0, got {self.smoothing_ms}")
+        n_classes = getattr(self.encoder, "n_classes", None)
+        if self.windowed and n_classes != len(self.classes):
+            raise SpecError(
+                f"expected an encoder with n_classes {len(self.classes)}, for the keywords and "
+                f"what is none, got {n_classes}; make one with for_classes"
+            )
+        if not self.windowed and getattr(self.encoder, "n_tokens", None) is not None:
+            raise SpecError(
+                "expected an encoder without intermediate CTC branches, which a keyword model "
+                "does not train; leave intermediate_ctc and n_tokens out"
+            )
+
+
+def for_classes(encoder: AnyEncoderSpec, n_classes: int) -> AnyEncoderSpec:
+    """The encoder with that many outputs, where it gives the classes' logits itself."""
+    if isinstance(encoder, (WindowedCrnnSpec, WindowedCnnSpec)):
+        return msgspec.structs.replace(encoder, n_classes=n_classes)
+    return encoder

@@ -1,0 +1,113 @@
+"""Corpora merged, and long recordings of many clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+
+from edge_imputer.errors import DataError
+from edge_imputer.train.data import ClipRecord, Manifest, read_clip, write_manifest
+from edge_imputer.train.data.combine import concatenate, merge
+
+RATE = 8000
+
+
+def corpus(folder: Path, n: int, *, seed: int = 0, split: str = "test") -> Manifest:
+    """`n` clips of noise, 0.5 to 1 s, each with a word of its own."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    records = []
+    for k in range(n):
+        waveform = rng.uniform(-0.5, 0.5, int(rng.integers(RATE // 2, RATE)))
+        soundfile.write(folder / f"{k}.wav", waveform, RATE)
+        records.append(
+            ClipRecord(
+                audio=f"{k}.wav",
+                text=f"word{seed}x{k}",
+                speaker=f"s{k % 3}",
+                split=split,  # type: ignore[arg-type]
+                duration_s=len(waveform) / RATE,
+                sample_rate=RATE,
+            )
+        )
+    write_manifest(folder / "manifest.jsonl", records)
+    return Manifest.open(folder)
+
+
+def test_merged_lines_lead_to_the_same_audio(tmp_path: Path) -> None:
+    parts = [corpus(tmp_path / "a", 3), corpus(tmp_path / "deep" / "b", 2, seed=1, split="train")]
+    counts = merge(parts, tmp_path / "both", label_by_text=True)
+    assert counts == {"test": 3, "train": 2}
+    both = Manifest.open(tmp_path / "both")
+    before = [(part.folder, record) for part in parts for record in part]
+    assert len(both) == 5
+    for record, (folder, original) in zip(both, before, strict=True):
+        assert record.label == original.text
+        assert np.array_equal(
+            read_clip(both.folder, record, RATE), read_clip(folder, original, RATE)
+        )
+
+
+def test_only_the_splits_asked_for(tmp_path: Path) -> None:
+    parts = [corpus(tmp_path / "a", 3), corpus(tmp_path / "b", 2, seed=1, split="train")]
+    assert merge(parts, tmp_path / "c", splits=["train"]) == {"train": 2}
+    assert [record.label for record in Manifest.open(tmp_path / "c")] == [None, None]
+    with pytest.raises(DataError, match="expected clips of the splits"):
+        merge(parts, tmp_path / "d", splits=["valid"])
+    assert not (tmp_path / "d" / "manifest.jsonl").exists()
+    with pytest.raises(DataError, match="folder of its own"):
+        merge(parts, tmp_path / "a")
+    assert len(Manifest.open(tmp_path / "a")) == 3
+
+
+def test_sentences_with_a_keyword_are_no_examples_of_other_speech(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "a", 4)
+    texts = ["stop", "stop the music", "play the music", "unstoppable music"]
+    records = [
+        msgspec.structs.replace(record, text=text)
+        for record, text in zip(source, texts, strict=True)
+    ]
+    write_manifest(tmp_path / "a" / "manifest.jsonl", records)
+    merge([Manifest.open(tmp_path / "a")], tmp_path / "b", exclude=["stop"])
+    left = [record.text for record in Manifest.open(tmp_path / "b")]
+    assert left == ["stop", "play the music", "unstoppable music"]
+
+
+def test_long_recordings_hold_every_clip_once_in_full(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "a", 40)
+    records = concatenate(source, tmp_path / "long", seconds=(3, 6), sample_rate=RATE, seed=1)
+    words = " ".join(record.text or "" for record in records).split()
+    assert len(words) == len(set(words))
+    assert set(words) <= {record.text for record in source}
+    assert len(words) > 30  # what is left out is the last, too short recording
+    by_word = {record.text: record for record in source}
+    for record in Manifest.open(tmp_path / "long"):
+        waveform = read_clip(tmp_path / "long", record, RATE)
+        assert 3 * 0.9 <= len(waveform) / RATE <= 6 * 1.2
+        assert record.duration_s == pytest.approx(len(waveform) / RATE, abs=1e-3)
+        spoken = [read_clip(source.folder, by_word[w], RATE) for w in record.text.split()]
+        assert np.sum(waveform**2) == pytest.approx(
+            sum(np.sum(one**2) for one in spoken), rel=1e-3
+        )  # all of every clip, and silence
+
+
+def test_long_recordings_are_those_of_the_seed(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "a", 20)
+    first, again, other = (
+        concatenate(source, tmp_path / name, seconds=(3, 5), sample_rate=RATE, seed=seed)
+        for name, seed in (("x", 1), ("y", 1), ("z", 2))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_too_little_for_a_recording_is_said(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "a", 3)
+    with pytest.raises(DataError, match="a recording of 60 s"):
+        concatenate(source, tmp_path / "b", seconds=(60, 160), sample_rate=RATE, seed=0)
+    with pytest.raises(DataError, match="shortest <= longest"):
+        concatenate(source, tmp_path / "b", seconds=(5, 3), sample_rate=RATE, seed=0)

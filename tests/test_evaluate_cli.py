@@ -1,0 +1,234 @@
+"""``edge-imputer evaluate`` on a bundle with random weights: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from edge_imputer.bundle import Bundle
+from edge_imputer.cli.main import main
+from edge_imputer.spotter import KeywordSpotter
+
+RATE = 16_000
+
+
+def corpus(folder: Path, rows: list[dict[str, Any]], *, rate: int = RATE) -> Path:
+    """Clips of shaped noise, one a row."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number, row in enumerate(rows):
+        rng = np.random.default_rng(number)
+        wave = rng.uniform(-0.3, 0.3, rate) * np.hanning(rate)
+        soundfile.write(folder / f"{number}.wav", wave, rate, subtype="PCM_16")
+        base = {"audio": f"{number}.wav", "text": None, "speaker": "unknown", "split": "test"}
+        lines.append(json.dumps({**base, "duration_s": 1.0, "sample_rate": rate, **row}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    texts = ["one", "two", "one two", "seven"]
+    rows = [{"text": t, "speaker": s, "room": "kitchen"} for t in texts for s in ("ann", "bob")]
+    rows += [{"text": "one", "split": "valid"}]
+    return corpus(tmp_path / "words", rows, rate=8_000)  # resampled to the model's rate
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    rows = [{"text": "nothing at all"}, {"text": None}, {"text": "hm", "split": "valid"}]
+    return corpus(tmp_path / "talk", rows)
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    return corpus(tmp_path / "noise", [{"speaker": None}])
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *map(str, args)])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0, err
+    return out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *map(str, args)])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    (line,) = err.strip().splitlines()
+    return line
+
+
+def test_transcripts_by_condition(
+    capsys: pytest.CaptureFixture[str],
+    untrained_bundle: Path,
+    words: Path,
+    noise: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    arguments = (untrained_bundle, "--data", words, "--by", "speaker", "--by", "room")
+    mixed = ("--noise", noise, "--snr", "10,0", "--out", out, "--html", "--json")
+    report = json.loads(run(capsys, *arguments, *mixed, "--compare", untrained_bundle))
+    assert report == json.loads((out / "evaluation.json").read_text())
+    assert report["task"] == "transcripts"
+    rows = {(r["condition"]["snr_db"], r["condition"]["group"]): r for r in report["rows"]}
+    assert {snr for snr, _ in rows} == {None, 10.0, 0.0}
+    assert {group for _, group in rows} == {None, "ann", "bob", "kitchen"}
+    whole, ann, bob = (rows[(None, group)] for group in (None, "ann", "bob"))
+    assert (whole["n_clips"], whole["wer"]["n"], whole["n_speakers"]) == (8, 10, 2)
+    assert whole["substitutions"] == ann["substitutions"] + bob["substitutions"]
+    for row in rows.values():
+        errors = row["substitutions"] + row["deletions"] + row["insertions"]
+        assert row["wer"]["value"] == pytest.approx(errors / row["wer"]["n"])
+    for one in report["comparisons"]:  # with itself
+        assert (one["difference"]["value"], one["p_value"]) == (0.0, 1.0)
+    page = (out / "report.html").read_text("utf8")
+    assert "words test, real, 10 dB, speaker ann" in page
+    assert "http" not in page
+
+
+def test_keywords_end_in_a_bundle_that_knows_its_threshold(
+    capsys: pytest.CaptureFixture[str],
+    untrained_bundle: Path,
+    words: Path,
+    talk: Path,
+    tmp_path: Path,
+) -> None:
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    shutil.copytree(untrained_bundle, bundle)
+    arguments = (bundle, "-d", words, "-n", talk, "-w", "one", "-w", "two", "--out", out)
+    printed = run(capsys, *arguments, "--html", "--write", "--target-fa-per-hour", 2)
+    report = json.loads((out / "evaluation.json").read_text())
+    point = Bundle.load(bundle).manifest.operating_point
+    assert point is not None
+    assert point.thresholds == report["operating_point"]["thresholds"]
+    assert set(point.thresholds) == {"one", "two"}
+    assert report["misses"][0]["frr"]["n"] == 8  # of one, two, and both in one clip, by two people
+    assert report["false_alarms"][0]["false_alarms"]["hours"] == pytest.approx(2 / 3600)
+    assert report["claims"][0]["verdict"] != "supported"
+    assert f"{report['claims'][0]['verdict'].upper()}: Fires wrongly at most" in printed
+    assert KeywordSpotter(bundle).thresholds == point.thresholds
+    journal = (out / "journal.jsonl").read_bytes()
+    again = run(
+        capsys, bundle, "-d", words, "-n", talk, "--task", "keywords", "--out", out, "--json"
+    )
+    assert json.loads(again)["keywords"] == ["one", "two"]  # the operating point's own
+    assert (out / "journal.jsonl").read_bytes() == journal  # and it is no part of the model's hash
+
+
+def test_a_given_threshold_needs_no_valid_split(
+    capsys: pytest.CaptureFixture[str],
+    untrained_bundle: Path,
+    words: Path,
+    talk: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = (untrained_bundle, "-d", words, "-n", talk, "-w", "seven", "--out", tmp_path / "o")
+    report = json.loads(run(capsys, *arguments, "--threshold", "0.3", "--json"))
+    point = report["operating_point"]
+    assert point["thresholds"] == {"seven": 0.3}
+    assert (point["target_fa_per_hour"], point["chosen_on"]) == (None, None)
+    assert [c["verdict"] for c in report["claims"]] == ["supported"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-d", "WORDS", "-w", "one"), "got no --negatives"),
+        (("-d", "WORDS", "-n", "TALK", "-w", "jazz"), "'j'"),
+        (("-d", "WORDS", "-n", "TALK"), "give --keyword WORD"),
+        (("-d", "TALK", "-n", "TALK", "-w", "one"), "clips that say a keyword"),
+        (("-d", "WORDS", "-n", "NOISE", "-w", "one"), "found none in noise valid"),
+        (("-d", "WORDS", "-n", "TALK", "-w", "one", "--tune-split", "test"), "another split"),
+        (
+            (
+                "-d",
+                "NOISE",
+            ),
+            "clips with a transcript",
+        ),
+        (("-d", "WORDS", "--snr", "5"), "--noise MANIFEST"),
+        (("-d", "WORDS", "--noise", "NOISE"), "--snr 20,10,5"),
+        (("-d", "WORDS", "--noise", "NOISE", "--snr", "loud"), "'loud'"),
+        (("-d", "WORDS", "--noise", "WORDS", "--snr", "5", "--split", "train"), "'train'"),
+        (("-d", "none"), "manifest.jsonl"),
+        (("-d", "WORDS", "--synthetic", "TALK"), "one of the data sets"),
+        (("-d", "WORDS", "--task", "transcripts", "-w", "one"), "belong to keywords"),
+        (("-d", "WORDS", "-n", "TALK", "-w", "one", "--compare", "BUNDLE"), "transcripts"),
+        (("-d", "WORDS", "--backend", "gpu"), "'gpu'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    untrained_bundle: Path,
+    words: Path,
+    talk: Path,
+    noise: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    places = {"WORDS": words, "TALK": talk, "NOISE": noise, "BUNDLE": untrained_bundle}
+    arguments = [places.get(word, word) for word in options]
+    line = refusal(capsys, untrained_bundle, *arguments, "--out", tmp_path / "out")
+    assert message in line
+
+
+def test_a_model_that_is_none(
+    capsys: pytest.CaptureFixture[str], words: Path, talk: Path, tmp_path: Path
+) -> None:
+    data = ("-d", words, "--out", tmp_path / "out")
+    assert "manifest.json" in refusal(capsys, tmp_path / "none", *data)
+    checkpoint = tmp_path / "model.ckpt"
+    checkpoint.write_bytes(b"no checkpoint")
+    line = refusal(capsys, checkpoint, *data, "-n", talk, "--task", "keywords")
+    assert "model.ckpt" in line
+
+
+@pytest.fixture
+def keyword_checkpoint(tmp_path: Path) -> Path:
+    """An untrained classifier of "one" and "two", as training would leave it."""
+    from edge_imputer.specs import CrnnSpec, FeatureSpec
+    from edge_imputer.train.checkpoint import Origin, pack
+    from edge_imputer.train.recipe import Recipe
+    from edge_imputer.train.tasks import build_task
+    from edge_imputer.train.tasks.settings import KeywordTaskSpec
+
+    torch.manual_seed(0)
+    settings = KeywordTaskSpec(keywords=("one", "two"))
+    features, encoder = FeatureSpec(), CrnnSpec()
+    spec = settings.make_spec(features, encoder)
+    task = build_task(spec, settings)
+    recipe = Recipe(features=features, encoder=encoder, task=settings)
+    path = tmp_path / "words.ckpt"
+    torch.save(pack(task.state_dict(), spec, recipe, Origin(data="none", n_clips=0), 0), path)
+    return path
+
+
+def test_a_keyword_model_s_checkpoint_is_evaluated(
+    capsys: pytest.CaptureFixture[str],
+    keyword_checkpoint: Path,
+    words: Path,
+    talk: Path,
+    noise: Path,
+    tmp_path: Path,
+) -> None:
+    data = (keyword_checkpoint, "-d", words, "-n", talk, "--out", tmp_path / "out")
+    report = json.loads(run(capsys, *data, "--noise", noise, "--snr", "5", "--json"))
+    assert report["keywords"] == ["one", "two"]
+    assert [m["frr"]["n"] for m in report["misses"]] == [8, 8]
+    assert 0 < report["operating_point"]["thresholds"]["one"] <= 1
+    assert "listens for one, two" in refusal(capsys, *data, "-w", "seven")
+    assert "is a checkpoint" in refusal(capsys, *data, "--write")
+    assert "bundle" in refusal(capsys, *data[:3], "--task", "transcripts", *data[5:])

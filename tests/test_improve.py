@@ -1,0 +1,428 @@
+"""``edge-imputer improve``: saved clips in, a better model out, and the truth about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from math import comb
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_imputer.cli import improve as cli
+from edge_imputer.cli.main import main
+from edge_imputer.errors import DataError, SpecError
+from edge_imputer.train.checkpoint import load_checkpoint, read_raw
+from edge_imputer.train.data import Manifest, write_manifest
+from edge_imputer.train.evaluation import Journal
+from edge_imputer.train.improving import (
+    Improvement,
+    ImproveReport,
+    Rules,
+    collect,
+    continuing_recipe,
+    improve,
+    open_spotter,
+)
+from edge_imputer.train.improving.comparing import Outcome, compare, sign_test
+from edge_imputer.train.improving.continuing import shares_with_hard, write_corpus
+from edge_imputer.train.improving.mining import fires
+from edge_imputer.train.recipe import BucketedBatches, read_recipe
+from edge_imputer.train.trainer import read_corpus, train
+from edge_imputer.train.trainer.store import Store
+
+from .improving_cases import (
+    CONFUSING,
+    KEYWORD,
+    OTHER_VOICE,
+    RATE,
+    row,
+    sound,
+    train_spotter,
+    write_clip,
+    write_negatives,
+)
+from .improving_cases import (
+    write_corpus as write_tones,
+)
+from .training_cases import tiny_recipe
+
+N_FIRES, N_MISSES = 24, 18
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model, its corpus, and what a spotter saved in use."""
+    home = tmp_path_factory.mktemp("improve")
+    train_spotter(write_tones(home / "tones"), home / "run")
+    rng = np.random.default_rng(5)
+    for take in range(N_FIRES):
+        write_clip(home / "fires" / f"{take}.wav", sound(CONFUSING, rng))
+    for take in range(N_MISSES):
+        write_clip(home / "misses" / KEYWORD / f"{take}.flac", sound(OTHER_VOICE, rng))
+    return home
+
+
+def options(home: Path, out: Path, **changes: object) -> Improvement:
+    values = {
+        "model": home / "run" / "last.ckpt",
+        "data": home / "tones",
+        "out": out,
+        "false_fires": home / "fires",
+        "misses": home / "misses",
+        "progress": False,
+    }
+    return Improvement(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def improved(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImproveReport]:
+    out = tmp_path_factory.mktemp("improved") / "out"
+    return out, improve(options(home, out))
+
+
+def test_mistakes_are_mended_and_nothing_is_forgotten(home, improved):
+    out, report = improved
+    found = {c.clips: c for c in report.comparisons}
+    fires_, misses = found["kept-back false fires"], found["kept-back misses"]
+    assert fires_.before.value > 0.9
+    assert fires_.after.value < 0.2
+    assert misses.before.value > 0.9
+    assert misses.after.value < 0.3
+    assert fires_.p_value < 0.05
+    for name in ("valid, keywords", "valid, others"):
+        assert (found[name].before.value, found[name].after.value) == (0.0, 0.0)
+    assert report.worse == ()
+    assert report.unmeasured == ()
+    assert report.thresholds == {KEYWORD: 0.5}
+    kept, trained = report.n_kept_back, report.n_trained
+    assert kept["false fires"] + trained["false fires"] == N_FIRES
+    assert kept["misses"] + trained["misses"] == N_MISSES
+    assert (fires_.before.n, misses.before.n) == (kept["false fires"], kept["misses"])
+    # 24 clips of which a third is kept back, by hash
+    assert 2 <= kept["false fires"] <= 14
+    assert msgspec.json.decode((out / "improve.json").read_bytes(), type=ImproveReport) == report
+
+
+def test_the_old_model_stays_and_the_new_one_knows_where_it_is_from(home, improved):
+    out, report = improved
+    old, new = load_checkpoint(home / "run" / "last.ckpt"), load_checkpoint(out / "improved.ckpt")
+    assert (old.updates, old.sha256) == (160, report.model_sha256)
+    assert new.sha256 == report.improved_sha256
+    assert new.origin.init_from == old.sha256
+    assert new.spec == old.spec
+    assert new.recipe.optimizer.learning_rate == pytest.approx(
+        0.1 * old.recipe.optimizer.learning_rate
+    )
+    assert new.updates == report.updates == 50
+
+
+def test_what_is_kept_back_is_not_trained_on(home, improved):
+    out, report = improved
+    rows = list(Manifest.open(out / "corpus"))
+    trained = {Path(r.audio).resolve() for r in _resolved(out / "corpus", rows)}
+    saved = list(Manifest.open(out / "saved"))
+    kept = {Path(r.audio).resolve() for r in _resolved(out / "saved", saved) if r.split == "test"}
+    assert len(kept) == sum(report.n_kept_back.values())
+    assert not kept & trained
+    assert {r.split for r in rows} == {"train", "valid"}
+    assert sum(r.split == "valid" for r in rows) == 24  # the corpus' own, nothing new
+    labels = [r.label for r in rows if r.split == "train"]
+    assert labels.count("_hard_") == report.n_trained["false fires"]
+    assert labels.count(KEYWORD) == 16 + report.repeats[KEYWORD] * report.n_trained["misses"]
+    assert labels.count("_unknown_") == 48
+
+
+def _resolved(folder: Path, rows: list) -> list:
+    return [msgspec.structs.replace(r, audio=str(folder / r.audio)) for r in rows]
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_model(home, improved, tmp_path, monkeypatch):
+    out, _ = improved
+    saves = []
+    original = Store.save
+
+    def dying(self, state):
+        original(self, state)
+        saves.append(1)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save", dying)
+        with pytest.raises(KeyboardInterrupt):
+            improve(options(home, tmp_path / "out"))
+    assert not (tmp_path / "out" / "improved.ckpt").exists()
+    improve(options(home, tmp_path / "out"))
+    one, two = (read_raw(f / "improved.ckpt")["state_dict"] for f in (out, tmp_path / "out"))
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_a_model_that_gets_worse_says_so(home, tmp_path, capsys):
+    """The keyword itself is called a false fire: it must be unlearnt, and that must be said."""
+    rng = np.random.default_rng(8)
+    for take in range(20):
+        write_clip(tmp_path / "wrong" / f"{take}.wav", sound(KEYWORD, rng))
+    wrong = options(
+        home, tmp_path / "out", false_fires=tmp_path / "wrong", misses=None, rate=1.0, share=0.9
+    )
+    report = improve(replace(wrong, updates=80))
+    assert any(line.startswith("valid, keywords, missed: worse") for line in report.worse)
+    cli.print_improved(report)
+    printed = capsys.readouterr().out
+    assert "WORSE: valid, keywords, missed" in printed
+    assert "Nothing measured got worse" not in printed
+
+
+def test_the_command_mines_negatives_and_compares(home, tmp_path, capsys):
+    """The whole of it in one command: mine, merge, continue, compare."""
+    negatives = write_negatives(tmp_path / "talk")
+    rows = list(Manifest.open(negatives))
+    held_out = [
+        msgspec.structs.replace(r, split="valid") for r in rows if r.audio == f"{CONFUSING}-4.wav"
+    ]
+    write_manifest(negatives, [*[r for r in rows if r.audio != f"{CONFUSING}-4.wav"], *held_out])
+    out = tmp_path / "out"
+    arguments = [home / "run", "-n", negatives, "--data", home / "tones", "--out", out]
+    code, printed, err = command(capsys, *arguments, "--updates", 40)
+    assert code == 0, err
+    assert printed.splitlines()[-1] == str(out / "improved.ckpt")
+    report = json.loads((out / "improve.json").read_text())
+    assert report["n_mined"] == 4
+    (rate,) = report["rates"]
+    assert (rate["before"]["count"], rate["after"]["count"]) == (1, 0)
+    assert rate["before"]["hours"] == pytest.approx(held_out[0].duration_s / 3600)
+    assert "Nothing measured got worse." in printed
+    code, _, err = command(capsys, *arguments)
+    assert code == 2
+    assert "improve.json exists" in err
+
+
+def command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["improve", *map(str, args)])
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir()
+
+
+def _text_only(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "notes.txt").write_text("nothing to hear")
+
+
+def _too_short(folder: Path) -> None:
+    write_clip(folder / "a.wav", np.full(160, 0.1, np.float32))
+
+
+def _silent(folder: Path) -> None:
+    write_clip(folder / "a.wav", np.zeros(RATE, np.float32))
+
+
+def _corrupt(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(b"RIFF and nothing else")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_empty, "expected clips (.flac, .ogg, .wav), found none"),
+        (_text_only, "expected clips (.flac, .ogg, .wav), found none"),
+        (_too_short, "too short: 0.01 s"),
+        (_silent, "silent: peak"),
+        (_corrupt, "unreadable"),
+        (lambda folder: None, "expected a folder of saved clips"),
+    ],
+)
+def test_clips_that_cannot_be_used(
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], None],
+    message: str,
+) -> None:
+    make(tmp_path / "clips")
+    arguments = [home / "run", "--data", home / "tones", "--out", tmp_path / "out"]
+    code, _, err = command(capsys, *arguments, "--false-fires", tmp_path / "clips")
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "run").exists()
+
+
+def test_models_and_places_that_cannot_be(home, tmp_path, capsys, untrained_bundle):
+    clips = ("--false-fires", home / "fires", "--data", home / "tones")
+    out = ("--out", tmp_path / "out")
+
+    def refused(*args: object) -> str:
+        code, _, err = command(capsys, *args)
+        assert code == 2
+        (line,) = err.strip().splitlines()
+        return line
+
+    assert "got a bundle, whose model writes text" in refused(untrained_bundle, *clips, *out)
+    assert "found neither" in refused(tmp_path / "none", *clips, *out)
+    assert "got none" in refused(home / "run", "--data", home / "tones", *out)
+    inside = ("--out", home / "run")
+    assert "folder of its own" in refused(home / "run", *clips, *inside)
+    assert "'tones'; give the folder" in refused(home / "run", *clips[:2], *out)
+    assert "expected one of the keywords up" in refused(home / "run", *clips, *out, "-w", "stop")
+    assert "--set changes the recipe" in refused(home / "run", *clips, *out, "--set", "run.seed=2")
+    line = refused(home / "run", *clips, *out, "--recipe", "wake-word")
+    assert "expected a recipe for the model's own features" in line
+    assert "share above 0 and below 1" in refused(home / "run", *clips, *out, "--share", "2")
+    speech = tmp_path / "speech"
+    tiny = tiny_recipe("digits")
+    data = read_corpus(home / "tones", tiny.data, RATE)
+    train(*data, tiny, speech, data_name="tones", progress=False)
+    assert "got one that writes text" in refused(speech, *clips, *out)
+
+
+def test_saved_clips_are_sorted_out(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = [sound("low", rng) for _ in range(40)]
+    for take, waveform in enumerate(clips):
+        write_clip(tmp_path / "fires" / "monday" / f"{take}.wav", waveform)
+    write_clip(tmp_path / "fires" / "copy.flac", clips[3])
+    said = sound("up", rng)
+    write_clip(tmp_path / "misses" / "hey_lamp" / "a.wav", said)
+    write_clip(tmp_path / "misses" / "b.wav", 0.5 * said)
+    write_clip(tmp_path / "misses" / "Stop" / "c.wav", 0.4 * said)
+    write_clip(tmp_path / "misses" / "d.wav", clips[5])  # a false fire too
+    (tmp_path / "misses" / "e.wav").write_bytes(b"")
+    places = tmp_path / "fires", tmp_path / "misses"
+    with pytest.raises(DataError, match="which keyword does it say"):
+        collect(*places, ["hey lamp", "stop"])
+    found = collect(*places, ["hey lamp", "stop"], keyword="stop")
+    said_by = {c.path.name: c.keyword for c in found.clips if c.keyword}
+    assert said_by == {"a.wav": "hey lamp", "b.wav": "stop", "c.wav": "stop"}
+    assert {Path(p).name for p in found.bad} == {"5.wav", "d.wav", "e.wav"}
+    assert "said to be a false fire and stop" in found.bad[str(tmp_path / "misses" / "d.wav")]
+    assert len(found.repeated) == 1
+    assert (
+        len(found.some(misses=False, kept_back=True) + found.some(misses=False, kept_back=False))
+        == 39
+    )
+    # Neither names nor company decide what is kept back.
+    kept = {c.digest for c in found.clips if c.kept_back}
+    shutil.move(tmp_path / "fires" / "monday", tmp_path / "again")
+    for take in range(20):
+        (tmp_path / "again" / f"{take}.wav").unlink()
+    fewer = collect(tmp_path / "again", None, ["stop"])
+    assert {c.digest for c in fewer.clips if c.kept_back} == kept & {c.digest for c in fewer.clips}
+    everything = collect(tmp_path / "again", None, ["stop"], keep_back=0.0)
+    assert not any(c.kept_back for c in everything.clips)
+    with pytest.raises(SpecError, match="to keep back"):
+        collect(*places, ["stop"], keep_back=1.0)
+    with pytest.raises(DataError, match="all 20 clips .* are kept back"):
+        collect(tmp_path / "again", None, ["stop"], keep_back=0.999999)
+
+
+def test_a_long_false_fire_is_cut_to_where_it_fires(home, tmp_path):
+    rng = np.random.default_rng(2)
+    quiet = rng.normal(0, 1e-3, 6 * RATE).astype(np.float32)
+    heard = sound(CONFUSING, rng)
+    quiet[4 * RATE : 4 * RATE + len(heard)] += heard
+    path = write_clip(tmp_path / "long.wav", quiet)
+    spotter = open_spotter(home / "run" / "last.ckpt")
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        (cut,) = fires(spotter, Path(), row(str(path), 6.0), Rules(), journal)
+    assert cut.score > 0.5
+    assert cut.offset_s < 4.0
+    assert cut.offset_s + cut.duration_s > 4.4
+
+
+@given(
+    st.floats(0.05, 0.95),
+    st.dictionaries(
+        st.sampled_from(["_unknown_", "_near_miss_", "_silence_", "_hard_", "up"]),
+        st.floats(0, 0.2),
+    ),
+)
+def test_hard_negatives_take_their_share_from_other_speech(share, shares):
+    found = shares_with_hard(shares, share)
+    assert 0 < found["_hard_"] <= share + 1e-12
+    speech = ("_unknown_", "_near_miss_", "_hard_")
+    total = sum(shares.get(name, 0) for name in speech)
+    if total > 0:  # keywords and silence are as frequent as before
+        assert sum(found.get(name, 0) for name in speech) == pytest.approx(total)
+        assert {k: v for k, v in found.items() if k not in speech} == {
+            k: v for k, v in shares.items() if k not in speech
+        }
+        assert found["_hard_"] <= total / 2 + 1e-12
+    assert sum(found.values()) <= 1 + 1e-9
+
+
+def test_the_recipe_goes_on_gently():
+    first = read_recipe("wake-word", ["run.ema=0.9", "run.patience=3"])
+    then = continuing_recipe(first)
+    assert (then.run.updates, then.run.result, then.run.patience, then.run.ema) == (
+        2000,
+        "last",
+        0,
+        0.0,
+    )
+    assert then.optimizer.learning_rate == pytest.approx(1e-4)
+    assert (then.encoder, then.features, then.data) == (first.encoder, first.features, first.data)
+    assert then.batches.shares["_hard_"] == pytest.approx(0.25)
+    assert continuing_recipe(first, updates=7, rate=0.5).run.updates == 7
+    with pytest.raises(SpecError, match="keywords"):
+        continuing_recipe(read_recipe("digits"))
+    with pytest.raises(SpecError, match="share above 0"):
+        continuing_recipe(first, share=1.0)
+    assert isinstance(continuing_recipe(read_recipe("speech-commands-35")).batches, BucketedBatches)
+
+
+def test_rows_are_repeated_up_to_their_share(tmp_path):
+    """100 old clips of the word and 900 of others; 5 misses and 10 false fires come."""
+    old = [row(f"{i}.wav", 1.0, label="up" if i < 100 else "_unknown_") for i in range(1000)]
+    new = [row(f"m{i}.wav", 1.0, label="up", text="up") for i in range(5)]
+    new += [row(f"f{i}.wav", 1.0, label="_hard_") for i in range(10)]
+    new += [row("kept.wav", 1.0, label="_hard_", split="test")]
+    mined = [row(f"h{i}.wav", 1.0, label="_hard_") for i in range(40)]
+    parts = []
+    for name, rows in (("old", old), ("new", new), ("mined", mined)):
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name, rows)
+        parts.append(Manifest.open(tmp_path / name))
+    original, saved, hard = parts
+    repeats = write_corpus(original, saved, hard, tmp_path / "a", share=0.3, drawn=True)
+    assert repeats == {"up": 9, "_hard_": 4}
+    labels = [r.label for r in Manifest.open(tmp_path / "a")]
+    assert pytest.approx(0.3, abs=0.02) == 45 / (100 + 45)
+    assert labels.count("up") == 145
+    assert labels.count("_hard_") == 40 + 40
+    repeats = write_corpus(original, saved, None, tmp_path / "b", share=0.3, drawn=False)
+    assert repeats == {"up": 9, "_hard_": 43}  # 430 of 1430 rows
+    assert all("kept" not in r.audio for r in Manifest.open(tmp_path / "b"))
+
+
+def test_comparisons_count_pairs():
+    before = Outcome((True, True, True, False, None, True), 7)
+    after = Outcome((False, False, True, True, True, False), 3)
+    found = compare("fires", "clips", before, after)
+    assert found is not None
+    assert (found.before.n, found.before.value, found.after.value) == (5, 0.8, 0.4)
+    assert (found.mended, found.spoilt, found.verdict) == (3, 1, "better")
+    assert found.p_value == pytest.approx(2 * (1 + 4) / 16)
+    assert "which may be chance" in str(found)
+    assert compare("fires", "clips", Outcome((None,), 0), Outcome((True,), 1)) is None
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_the_sign_test_is_exact(mended, spoilt):
+    p = sign_test(mended, spoilt)
+    n = mended + spoilt
+    uneven = sum(comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(mended - spoilt))
+    assert p == pytest.approx(uneven / 2**n)
+    assert 0 < p <= 1

@@ -1,0 +1,81 @@
+"""A checkpoint as a transcriber: what was just trained can be measured before it is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edge_imputer.errors import CheckpointError
+from edge_imputer.imputation import schedule
+from edge_imputer.specs import ModelSpec
+from edge_imputer.tokens import Tokenizer
+
+from ..data import Featurizer
+from ..decode import decode
+from .journal import Entry
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+
+class TorchTranscriber:
+    """The float model of a checkpoint, whole utterances at once, as `Runner.compute`.
+
+    It gives what the streaming decoder of a float bundle gives; int8 is the bundle's.
+
+    Parameters
+    ----------
+    checkpoint : of a model that writes text
+    n_steps : passes of the head a chunk; the model's own schedule if None
+
+    Raises
+    ------
+    CheckpointError
+        It is a keyword model's.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, n_steps: int | None = None) -> None:
+        if not isinstance(checkpoint.spec, ModelSpec):
+            raise CheckpointError(
+                "expected the checkpoint of a model that writes text, got a keyword model's; "
+                "use --task keywords"
+            )
+        self.spec = checkpoint.spec
+        self.sample_rate = self.spec.features.sample_rate
+        self._task = checkpoint.task
+        self._encoder, self._head = checkpoint.encoder, checkpoint.head
+        self._featurizer = Featurizer(self.spec)
+        self._tokenizer = Tokenizer(self.spec.tokens)
+        head = self.spec.head
+        self._schedule = head.schedule if n_steps is None else schedule(n_steps, head.block_size)
+
+    @torch.no_grad()
+    def text(self, waveform: npt.NDArray[np.float32]) -> str:
+        """Transcribe a recording, float32 (n,)."""
+        features = self._featurizer.normalize(self._featurizer.features(waveform))
+        x = torch.from_numpy(features)[None]
+        encoder_out, _ = self._encoder(x, torch.tensor([x.shape[1]]))
+        alignment = decode(self._head, encoder_out, self._schedule)[0]
+        return self._tokenizer.decode(self._tokenizer.collapse(alignment.tolist()))
+
+    def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
+        """Transcribe a clip, for the journal."""
+        return Entry(key=key, text=self.text(waveform))
+
+
+def open_transcriber(path: Path, *, n_steps: int | None = None) -> tuple[TorchTranscriber, str]:
+    """The transcriber of a checkpoint, and the file's hash.
+
+    Raises
+    ------
+    CheckpointError
+        It is not a checkpoint, or not one of a model that writes text.
+    """
+    from ..checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(path)
+    return TorchTranscriber(loaded, n_steps=n_steps), loaded.sha256

@@ -1,0 +1,166 @@
+"""To train on: the corpus of before with what is new in it, and a recipe for fewer updates."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_imputer.errors import SpecError
+
+from ..data import ClipRecord, Manifest, write_manifest
+from ..data.combine import merge
+from ..data.records import HARD_LABEL, NEAR_MISS_LABEL, UNKNOWN_LABEL
+from ..recipe import DrawnBatches, Recipe
+from ..tasks import KeywordTaskSpec
+
+SHARE = 0.3  # of what is new, so that the old is still most of what is seen
+RATE = 0.1  # of the first training's learning rate
+UPDATES_SHARE = 0.1  # of the first training's updates
+LEAST_UPDATES = 50
+WARMUP = 0.05
+
+
+def continuing_recipe(
+    recipe: Recipe, *, updates: int | None = None, rate: float = RATE, share: float = SHARE
+) -> Recipe:
+    """A recipe that goes on from what this one has trained.
+
+    The data and the model's parts are its own; the learning rate is lower and falls from the
+    start, nothing is ramped up again, and hard negatives have a share of the utterances where
+    labels have shares, see `shares_with_hard`.
+
+    Raises
+    ------
+    SpecError
+        Not a recipe for keywords, or a value that cannot be.
+    """
+    if not isinstance(recipe.task, KeywordTaskSpec):
+        raise SpecError(f"expected a recipe of the task keywords, got {recipe.task}")
+    if not 0 < share < 1 or not 0 < rate <= 1:
+        raise SpecError(
+            f"expected a share above 0 and below 1, and a rate above 0 and at most 1, got {share} "
+            f"and {rate}"
+        )
+    replace = msgspec.structs.replace
+    n = updates or max(LEAST_UPDATES, round(UPDATES_SHARE * recipe.run.updates))
+    batches: Any = recipe.batches
+    if isinstance(batches, DrawnBatches):
+        batches = replace(batches, shares=shares_with_hard(batches.shares, share))
+    changed = replace(
+        recipe,
+        task=replace(recipe.task, mean_pooled=0.0),
+        augment=replace(recipe.augment, ramp=0.0),
+        batches=batches,
+        optimizer=replace(
+            recipe.optimizer,
+            learning_rate=rate * recipe.optimizer.learning_rate,
+            schedule="cosine",
+            steps=(),
+            warmup=WARMUP,
+            warmup_updates=0,
+        ),
+        run=replace(
+            recipe.run,
+            updates=n,
+            seed=recipe.run.seed + 1,  # other draws than those that it was trained on
+            valid_every=-(-n // 5),
+            checkpoint_every=0,
+            result="last",
+            patience=0,
+            ema=0.0,  # its mean would still be of the old weights
+        ),
+    )
+    changed.check()
+    return changed
+
+
+def shares_with_hard(shares: Mapping[str, float], share: float) -> dict[str, float]:
+    """Shares of labels with one for hard negatives, taken from that of the other negatives.
+
+    So keywords are as frequent as before, and a threshold goes on meaning what it meant. Other
+    speech keeps half of its share at least. Where the recipe names none, all labels give alike.
+    """
+    given = {name: value for name, value in shares.items() if name != HARD_LABEL}
+    speech = {name: given.get(name, 0.0) for name in (UNKNOWN_LABEL, NEAR_MISS_LABEL)}
+    total = sum(speech.values()) + shares.get(HARD_LABEL, 0.0)
+    if not total:
+        return {**{name: (1 - share) * value for name, value in given.items()}, HARD_LABEL: share}
+    hard = min(share, total / 2)
+    rest = sum(speech.values())
+    factor = (total - hard) / rest if rest else 1.0
+    return {
+        **{name: value * (factor if name in speech else 1) for name, value in given.items()},
+        HARD_LABEL: hard,
+    }
+
+
+def write_saved(records: Iterable[ClipRecord], folder: Path) -> Manifest:
+    """A corpus folder of saved clips, whose rows lead to them where they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    home = folder.resolve()
+    write_manifest(folder, (_beside(record, home) for record in records))
+    return Manifest.open(folder)
+
+
+def write_corpus(
+    original: Manifest,
+    saved: Manifest | None,
+    mined: Manifest | None,
+    out: Path,
+    *,
+    share: float,
+    drawn: bool,
+) -> Counter[str]:
+    """Write the corpus to go on with: the original's train and valid splits, and what is new.
+
+    A recipe's shares are by label, and a missed keyword has the label that thousands of others
+    have. So its rows are repeated until they are `share` of their label's, as those of false fires
+    are until they are half of the hard negatives; or `share` of all rows, where labels have no
+    shares.
+
+    Parameters
+    ----------
+    original : what the model was trained on
+    saved : saved clips; only those of the split train are taken
+    mined : hard negatives
+    out : folder
+    share : of what is new
+    drawn : whether the recipe draws labels by shares
+
+    Returns
+    -------
+    repeats : how often the rows of each label of `saved` are there
+    """
+    repeats: Counter[str] = Counter()
+    parts = [original]
+    if mined is not None:
+        parts.append(mined)
+    if saved is not None:
+        labels = [record.label or "" if record.split == "train" else "" for record in saved]
+        present = Counter(r.label or "" for r in original if r.split == "train")
+        for label, n in Counter(filter(None, labels)).items():
+            if label != HARD_LABEL:
+                repeats[label] = _repeats(n, present[label], share)
+            elif not drawn:
+                repeats[label] = _repeats(n, present.total(), share)
+            else:
+                n_mined = 0 if mined is None else len(mined)
+                repeats[label] = _repeats(n, n_mined + present[label], 0.5)
+        rows = [row for row, label in enumerate(labels) for _ in range(repeats[label])]
+        parts.append(saved.where(rows))
+    merge([part for part in parts if len(part)], out, splits=("train", "valid"))
+    return repeats
+
+
+def _repeats(new: int, old: int, share: float) -> int:
+    """How often each of the new rows must be there to be that share beside the old ones."""
+    return max(1, round(share * old / ((1 - share) * new)))
+
+
+def _beside(record: ClipRecord, folder: Path) -> ClipRecord:
+    return msgspec.structs.replace(record, audio=os.path.relpath(record.audio, folder))

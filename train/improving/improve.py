@@ -1,0 +1,383 @@
+"""A deployed keyword model, made better by the clips that it got wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from edge_imputer import __version__
+from edge_imputer.bundle import MANIFEST_NAME
+from edge_imputer.errors import CheckpointError, DataError, SpecError
+from edge_imputer.measured import Record
+from edge_imputer.specs import KeywordModelSpec
+
+from ..checkpoint import Checkpoint, load_checkpoint, write_atomically
+from ..data import ClipRecord, Manifest
+from ..evaluation.journal import Journal
+from ..recipe import DrawnBatches, Recipe
+from ..trainer import LAST, read_corpus, train
+from .comparing import (
+    Case,
+    Comparison,
+    Outcome,
+    RateComparison,
+    cases_of,
+    compare,
+    compare_rates,
+    judge,
+)
+from .continuing import RATE, SHARE, continuing_recipe, write_corpus, write_saved
+from .mining import Rules, fires, holds_keyword, mine
+from .saved_clips import KEEP_BACK, Collection, SavedClip, collect
+from .spotters import Spotter, open_spotter
+
+IMPROVED = "improved.ckpt"
+REPORT = "improve.json"
+JOURNAL = "journal.jsonl"
+MOST_VALID = 2000  # clips of the valid split that are heard, of those with a keyword and without
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improvement:
+    """What to make better, with what.
+
+    Attributes
+    ----------
+    model : Path
+        Checkpoint of a keyword model, or the folder of its run.
+    data : Path
+        The corpus that it was trained on.
+    out : Path
+        Folder for everything made; the model itself is not touched.
+    false_fires, misses : folders of saved clips
+    negatives : corpora without the keywords, to mine
+    keyword : what misses say that are in no keyword's folder
+    keep_back : share of the saved clips to measure on
+    threshold : of every keyword, instead of the model's own
+    rules : of mining
+    recipe : to continue with, as it is; made of the model's own if None
+    updates, rate, share : see `continuing_recipe`
+    progress : bool
+    """
+
+    model: Path
+    data: Path
+    out: Path
+    false_fires: Path | None = None
+    misses: Path | None = None
+    negatives: Sequence[Path] = ()
+    keyword: str | None = None
+    keep_back: float = KEEP_BACK
+    threshold: float | None = None
+    rules: Rules = field(default_factory=Rules)
+    recipe: Recipe | None = None
+    updates: int | None = None
+    rate: float = RATE
+    share: float = SHARE
+    progress: bool = True
+
+
+class ImproveReport(Record, frozen=True, kw_only=True):
+    """What was done and what came of it; written as ``improve.json``."""
+
+    model: str
+    model_sha256: str
+    data: str
+    keywords: tuple[str, ...]
+    thresholds: dict[str, float]
+    keep_back: float
+    n_trained: dict[str, int]  # saved clips, false fires and misses
+    n_kept_back: dict[str, int]
+    repeats: dict[str, int]  # of saved clips in the corpus, by label
+    n_mined: int
+    bad: dict[str, str]
+    repeated: dict[str, str]
+    updates: int
+    learning_rate: float
+    share: float
+    comparisons: tuple[Comparison, ...]
+    rates: tuple[RateComparison, ...]
+    unmeasured: tuple[str, ...]
+    improved_sha256: str
+    created_by: str
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """What got worse, in words."""
+        rates = (
+            f"{r.clips}: {r.after.count} false alarms, {r.before.count} before"
+            for r in self.rates
+            if r.after.count > r.before.count
+        )
+        return (*(str(c) for c in self.comparisons if c.verdict == "worse"), *rates)
+
+
+def model_file(path: Path) -> Path:
+    """The checkpoint that is meant.
+
+    Raises
+    ------
+    SpecError
+        A bundle: its model writes text, or carries no weights to train on.
+    CheckpointError
+        Nothing is there.
+    """
+    if path.is_file():
+        return path
+    if (path / MANIFEST_NAME).is_file():
+        raise SpecError(
+            f"{path}: expected the checkpoint of a keyword model (`edge-imputer train "
+            "wake-word`), got a bundle, whose model writes text and has no class to train for a "
+            "keyword. `edge-imputer mine` takes bundles; to teach such a model, train on with the "
+            "clips and their transcripts: edge-imputer train --init-from its CHECKPOINT"
+        )
+    if (path / LAST).is_file():
+        return path / LAST
+    raise CheckpointError(f"expected a checkpoint or the folder of a run at {path}, found neither")
+
+
+def improve(options: Improvement) -> ImproveReport:
+    """Collect, mine, train on, and compare on clips that were kept back.
+
+    A run that was interrupted goes on where it was, given the same options.
+
+    Raises
+    ------
+    SpecError
+        A model that is not of keywords, or nothing to learn from.
+    DataError
+        Clips or corpora that cannot be used, or an `out` that would touch the old model.
+    CheckpointError
+        A model that cannot be read, or another run in `out`.
+    TrainingError
+        As `train`.
+    """
+    model, out = model_file(options.model), options.out
+    _check_out(model, out)
+    if not (options.false_fires or options.misses or options.negatives):
+        raise SpecError(
+            "expected something to learn from: --false-fires DIR, --misses DIR or --negatives "
+            "MANIFEST, got none"
+        )
+    before = open_spotter(model, threshold=options.threshold)
+    loaded = load_checkpoint(model)
+    recipe = _recipe(options, loaded)
+    saved = Collection()
+    if options.false_fires or options.misses:
+        saved = collect(
+            options.false_fires,
+            options.misses,
+            before.keywords,
+            keyword=options.keyword,
+            keep_back=options.keep_back,
+        )
+    with Journal(out / JOURNAL) as journal:
+        n_mined, repeats = _write_corpora(options, recipe, before, saved, journal)
+        tests = _Tests(options, saved, before.keywords, recipe)
+        outcomes = tests.hear(before, journal, "Before")
+        new = out / IMPROVED
+        write_atomically(new, _continue(options, recipe, loaded, model, saved, n_mined))
+        after = open_spotter(new, threshold=options.threshold)
+        comparisons, rates = tests.compare(outcomes, tests.hear(after, journal, "After"))
+    kinds = {"false fires": False, "misses": True}
+    report = ImproveReport(
+        model=model.name,
+        model_sha256=loaded.sha256,
+        data=options.data.resolve().name,
+        keywords=before.keywords,
+        thresholds=dict(before.thresholds),
+        keep_back=options.keep_back,
+        n_trained={k: len(saved.some(misses=m, kept_back=False)) for k, m in kinds.items()},
+        n_kept_back={k: len(saved.some(misses=m, kept_back=True)) for k, m in kinds.items()},
+        repeats=repeats,
+        n_mined=n_mined,
+        bad=saved.bad,
+        repeated=saved.repeated,
+        updates=recipe.run.updates,
+        learning_rate=recipe.optimizer.learning_rate,
+        share=options.share,
+        comparisons=comparisons,
+        rates=rates,
+        unmeasured=tests.unmeasured(),
+        improved_sha256=load_checkpoint(new).sha256,
+        created_by=f"edge-imputer {__version__}",
+    )
+    written = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    write_atomically(out / REPORT, written)
+    return report
+
+
+def _check_out(model: Path, out: Path) -> None:
+    if model.resolve().is_relative_to(out.resolve()):
+        raise DataError(
+            f"expected a folder of its own to write, got {out}, which the model {model} is in; "
+            "give another with --out"
+        )
+    if (out / REPORT).exists():
+        raise DataError(
+            f"{out / REPORT} exists: a model was improved there; give another folder with --out"
+        )
+
+
+def _recipe(options: Improvement, loaded: Checkpoint) -> Recipe:
+    """What to continue by; its network must be the model's."""
+    if not isinstance(loaded.spec, KeywordModelSpec):
+        raise SpecError(f"{options.model}: expected a keyword model, got one that writes text")
+    if options.recipe is None:
+        return continuing_recipe(
+            loaded.recipe, updates=options.updates, rate=options.rate, share=options.share
+        )
+    given = options.recipe
+    for name in ("features", "encoder"):
+        if type(getattr(given, name)) is not type(getattr(loaded.recipe, name)):
+            raise SpecError(
+                f"expected a recipe for the model's own {name}, "
+                f"{type(getattr(loaded.recipe, name)).__name__}, got "
+                f"{type(getattr(given, name)).__name__}"
+            )
+    # The network is the model's: a recipe says how to train it.
+    given = msgspec.structs.replace(given, encoder=loaded.recipe.encoder)
+    if options.updates is not None:
+        run = msgspec.structs.replace(given.run, updates=options.updates)
+        given = msgspec.structs.replace(given, run=run)
+    return given
+
+
+def _write_corpora(
+    options: Improvement, recipe: Recipe, spotter: Spotter, saved: Collection, journal: Journal
+) -> tuple[int, dict[str, int]]:
+    """Mine, and write the corpus to train on: windows mined, and how often saved clips are in."""
+    original = Manifest.open(options.data)
+    mined = None
+    if options.negatives:
+        parts = [_train_rows(path) for path in options.negatives]
+        folder = options.out / "mined"
+        mine(spotter, parts, folder, options.rules, journal=journal, progress=options.progress)
+        mined = Manifest.open(folder)
+    clips = None
+    if saved.clips:
+        rows = (r for c in saved.clips for r in _records(c, spotter, options.rules, journal))
+        clips = write_saved(rows, options.out / "saved")
+    repeats = write_corpus(
+        original,
+        clips,
+        mined,
+        options.out / "corpus",
+        share=options.share,
+        drawn=isinstance(recipe.batches, DrawnBatches),
+    )
+    return 0 if mined is None else len(mined), dict(repeats)
+
+
+def _records(
+    clip: SavedClip, spotter: Spotter, rules: Rules, journal: Journal
+) -> Sequence[ClipRecord]:
+    """The rows of a saved clip; a long one that is trained on is cut to where it fires."""
+    record = clip.record()
+    if clip.kept_back or clip.keyword is not None or clip.duration_s <= rules.window_s:
+        return [record]
+    return fires(spotter, Path(), record, rules, journal) or [record]
+
+
+def _train_rows(path: Path) -> Manifest:
+    rows = Manifest.open(path, split="train")
+    if not len(rows):
+        raise DataError(
+            f"{path}: expected negatives of the split train to learn from, got none; what is "
+            "mined is trained on, so other splits are not taken"
+        )
+    return rows
+
+
+def _continue(
+    options: Improvement,
+    recipe: Recipe,
+    loaded: Checkpoint,
+    model: Path,
+    saved: Collection,
+    n_mined: int,
+) -> bytes:
+    """Train on, or go on with a run that was interrupted: the new checkpoint."""
+    run = options.out / "run"
+    section = recipe.data
+    rate = recipe.features.sample_rate
+    train_data, valid_data = read_corpus(options.out / "corpus", section, rate)
+    n_saved = sum(not clip.kept_back for clip in saved.clips)
+    result = train(
+        train_data,
+        valid_data,
+        recipe,
+        run,
+        data_name=f"{loaded.origin.data}, {n_saved} saved clips, {n_mined} mined",
+        resume=(run / LAST).is_file(),
+        init_from=model,
+        progress=options.progress,
+    )
+    return result.read_bytes()
+
+
+class _Tests:
+    """What a model is measured on, before and after."""
+
+    def __init__(
+        self,
+        options: Improvement,
+        saved: Collection,
+        keywords: Sequence[str],
+        recipe: Recipe,
+    ) -> None:
+        self._progress = options.progress
+        self._collected = {"false fires": options.false_fires, "misses": options.misses}
+        home = Path()
+        self._cases: dict[str, list[Case]] = {}
+        for name, misses in (("false fires", False), ("misses", True)):
+            self._cases[name] = [
+                Case(home, c.record(), keywords.index(c.keyword) if c.keyword else None)
+                for c in saved.some(misses=misses, kept_back=True)
+            ]
+        valid = Manifest.open(options.data, split="valid")
+        said, others = cases_of(valid, keywords, most=MOST_VALID, seed=recipe.run.seed)
+        self._cases |= {"valid, keywords": said, "valid, others": others}
+        self._hours: dict[str, float] = {}
+        for path in options.negatives:
+            part = Manifest.open(path, split="valid")
+            rows = [r for r in part if not holds_keyword(r, keywords)]
+            name = f"negatives {part.folder.resolve().name}"
+            self._cases[name] = [Case(part.folder, r, None) for r in rows]
+            self._hours[name] = sum(r.duration_s for r in rows) / 3600
+
+    def hear(self, spotter: Spotter, journal: Journal, title: str) -> dict[str, Outcome]:
+        """Every set of clips through a model."""
+        return {
+            name: judge(spotter, cases, journal, title=f"{title}: {name}", progress=self._progress)
+            for name, cases in self._cases.items()
+            if cases
+        }
+
+    def compare(
+        self, before: dict[str, Outcome], after: dict[str, Outcome]
+    ) -> tuple[tuple[Comparison, ...], tuple[RateComparison, ...]]:
+        """Shares of clips that go wrong, and false alarms an hour."""
+        shares, rates = [], []
+        for name, cases in self._cases.items():
+            if not cases:
+                continue
+            if name in self._hours:
+                rates.append(compare_rates(name, self._hours[name], before[name], after[name]))
+                continue
+            what = "fires" if cases[0].keyword is None else "missed"
+            kept = f"kept-back {name}" if name in self._collected else name
+            if one := compare(what, kept, before[name], after[name]):  # type: ignore[arg-type]
+                shares.append(one)
+        return tuple(shares), tuple(rates)
+
+    def unmeasured(self) -> tuple[str, ...]:
+        """Sets without a clip to measure on."""
+        return tuple(
+            name
+            for name, cases in self._cases.items()
+            if not cases and self._collected.get(name, "always") is not None
+        )

@@ -1,0 +1,252 @@
+"""What a recipe can set of a task: what is trained, by which loss.
+
+The tag ``kind`` says which task it is. Model and training meet here: `make_spec` gives the
+specification of the model that the task trains, `edge_imputer.train.tasks.build_task` the task.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Union, get_args
+
+import msgspec
+
+from edge_imputer.errors import SpecError
+from edge_imputer.specs import (
+    AnyEncoderSpec,
+    AnyFeatureSpec,
+    ConformerSpec,
+    CrnnSpec,
+    FeatureSpec,
+    ImputerSpec,
+    KeywordModelSpec,
+    ModelSpec,
+    TcnSpec,
+    TokenSpec,
+    for_classes,
+)
+
+RollIn = Literal["viterbi", "sampled"]
+HeadLoss = Literal["dp", "imitation"]
+MaskPolicy = Literal["block", "confidence", "bernoulli"]
+KeywordLoss = Literal["max-pool", "mean-pool"]
+
+
+class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What tasks that write down speech have in common.
+
+    Attributes
+    ----------
+    dropout : float
+        Share of the encoder's outputs that training drops.
+    intermediate_weight : float
+        Of a conformer's intermediate CTC branches in the encoder's loss.
+    flat_start : float
+        Share of the updates guided by evenly spread transcripts: CTC alone sits on its all-blank
+        plateau for long.
+    logit_penalty : float
+        Times the mean squared logit: int8 steps stay fine.
+    """
+
+    dropout: float = 0.1
+    intermediate_weight: float = 0.5
+    flat_start: float = 0.1
+    logit_penalty: float = 1e-3
+
+    def check(self) -> None:
+        """Raise `SpecError` on values that cannot train."""
+        _check_shares(
+            dropout=self.dropout,
+            intermediate_weight=self.intermediate_weight,
+            flat_start=self.flat_start,
+        )
+        if self.logit_penalty < 0:
+            raise SpecError(f"expected logit_penalty >= 0, got {self.logit_penalty}")
+
+
+class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", tag_field="kind"):
+    """An encoder trained by CTC and an Imputer head that fills in its alignments.
+
+    Attributes
+    ----------
+    head : ImputerSpec
+    loss : str
+        "dp" sums over all alignments that agree with what is filled in; "imitation" is the cross
+        entropy against the one that the partial alignment was made of.
+    roll_in : str
+        Which alignment of the encoder's is masked: "viterbi", the best, or "sampled" from all.
+    mask_policy : str
+        Which frames are masked; see `edge_imputer.train.objective.mask_alignment`.
+    all_masked : float
+        Share of the updates, the first ones, in which the head sees masks only.
+    stop_gradient : bool
+        Whether the encoder learns by CTC alone. Else its loss weighs `ctc_weight`, the head's one
+        minus this.
+    ctc_weight : float
+    """
+
+    head: ImputerSpec = ImputerSpec()
+    loss: HeadLoss = "dp"
+    roll_in: RollIn = "viterbi"
+    mask_policy: MaskPolicy = "block"
+    all_masked: float = 0.2
+    stop_gradient: bool = True
+    ctc_weight: float = 0.8
+
+    def check(self) -> None:
+        """Raise `SpecError` on values that cannot train."""
+        super().check()
+        _check_choice("loss", self.loss, HeadLoss)
+        _check_choice("roll_in", self.roll_in, RollIn)
+        _check_choice("mask_policy", self.mask_policy, MaskPolicy)
+        _check_shares(all_masked=self.all_masked)
+        self.head.check()
+        if self.head.mixer == "none":
+            raise SpecError(
+                "expected a head that reads alignments, of convolutions or attention, got mixer "
+                "'none'; train a model without one by the task of kind ctc"
+            )
+        if not self.stop_gradient and not 0.8 <= self.ctc_weight <= 1.0:
+            raise SpecError(
+                f"expected ctc_weight between 0.8 and 1 without stop_gradient, got "
+                f"{self.ctc_weight}: a smaller one was measured to ruin the encoder"
+            )
+
+    def make_spec(
+        self, features: AnyFeatureSpec, encoder: AnyEncoderSpec, tokens: TokenSpec | None = None
+    ) -> ModelSpec:
+        """The model that this task trains, checked."""
+        return _model_spec(features, encoder, self.head, tokens)
+
+
+class CtcTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="ctc", tag_field="kind"):
+    """Plain CTC; intermediate or self-conditioned where the encoder's specification has branches.
+
+    Attributes
+    ----------
+    chunk : int
+        Encoder frames that a stream is decoded by.
+    """
+
+    chunk: int = 8
+
+    @property
+    def head(self) -> ImputerSpec:
+        """A linear layer, read once."""
+        return ImputerSpec(mixer="none", block_size=self.chunk, schedule=(self.chunk,))
+
+    def check(self) -> None:
+        """Raise `SpecError` on values that cannot train."""
+        super().check()
+        if self.chunk < 1:
+            raise SpecError(f"expected chunk >= 1, got {self.chunk}")
+
+    def make_spec(
+        self, features: AnyFeatureSpec, encoder: AnyEncoderSpec, tokens: TokenSpec | None = None
+    ) -> ModelSpec:
+        """The model that this task trains, checked."""
+        return _model_spec(features, encoder, self.head, tokens)
+
+
+class KeywordTaskSpec(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    tag="keywords",
+    tag_field="kind",
+):
+    """A classifier of keywords.
+
+    Attributes
+    ----------
+    keywords : tuple of str
+        Empty: the labels of the training clips; `make_spec` takes them from its argument.
+    silence : bool
+        Whether silence is a class of its own.
+    loss : str
+        Which of an utterance's scores are trained; see `edge_imputer.train.tasks.KeywordTask`.
+    mean_pooled : float
+        Share of the updates, the first ones, in which it is their mean, whatever `loss` says.
+    class_weights : dict of str to float
+        Weight of an utterance's loss by its class's name, 1 where none is given.
+    dropout : float
+        Share of the encoder's outputs that training drops; not of an encoder's over windows.
+    smoothing_ms : int
+        See `KeywordModelSpec`.
+    """
+
+    keywords: tuple[str, ...] = ()
+    silence: bool = False
+    loss: KeywordLoss = "max-pool"
+    mean_pooled: float = 0.4
+    class_weights: dict[str, float] = {}
+    dropout: float = 0.1
+    smoothing_ms: int = 200
+
+    def check(self) -> None:
+        """Raise `SpecError` on values that cannot train."""
+        _check_choice("loss", self.loss, KeywordLoss)
+        _check_shares(dropout=self.dropout, mean_pooled=self.mean_pooled)
+        wrong = {name: weight for name, weight in self.class_weights.items() if not weight > 0}
+        if wrong:
+            raise SpecError(f"expected class_weights above 0, got {wrong}")
+
+    def make_spec(
+        self,
+        features: AnyFeatureSpec,
+        encoder: AnyEncoderSpec,
+        keywords: tuple[str, ...] | None = None,
+    ) -> KeywordModelSpec:
+        """The model that this task trains, checked; `keywords` where the recipe names none."""
+        words = self.keywords or keywords or ()
+        n_classes = 1 + len(words) + self.silence
+        spec = KeywordModelSpec(
+            features=features,
+            encoder=for_classes(encoder, max(2, n_classes)),
+            keywords=words,
+            silence=self.silence,
+            smoothing_ms=self.smoothing_ms,
+        )
+        spec.check()
+        unknown = sorted(set(self.class_weights) - set(spec.classes))
+        if unknown:
+            raise SpecError(
+                f"expected class_weights of the classes {', '.join(spec.classes)}, got {unknown}"
+            )
+        return spec
+
+
+TaskSpec = Union[ImputerTaskSpec, CtcTaskSpec, KeywordTaskSpec]  # noqa: UP007 (msgspec, 3.10)
+
+
+def _model_spec(
+    features: AnyFeatureSpec, encoder: AnyEncoderSpec, head: ImputerSpec, tokens: TokenSpec | None
+) -> ModelSpec:
+    if not isinstance(features, FeatureSpec):
+        raise SpecError(
+            "expected log-mel features for a model that writes down speech, got "
+            f"{type(features).__name__}: its bundle knows no other front end yet"
+        )
+    if not isinstance(encoder, (CrnnSpec, TcnSpec, ConformerSpec)):
+        raise SpecError(
+            "expected an encoder that gives frames (crnn, tcn, conformer), got "
+            f"{type(encoder).__name__}, which scores windows; it is for the task of kind keywords"
+        )
+    if tokens is None:
+        raise SpecError("expected the tokens that the model writes, got None")
+    if isinstance(encoder, ConformerSpec) and encoder.intermediate_ctc:
+        encoder = msgspec.structs.replace(encoder, n_tokens=tokens.vocabulary_size)
+    spec = ModelSpec(features=features, encoder=encoder, head=head, tokens=tokens)
+    spec.check()
+    return spec
+
+
+def _check_shares(**shares: float) -> None:
+    wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
+    if wrong:
+        raise SpecError(f"expected shares of at least 0 and below 1, got {wrong}")
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise SpecError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}")

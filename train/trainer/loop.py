@@ -1,0 +1,354 @@
+"""The training loop: an update at a time, on one process or on many, and what goes wrong in it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import msgspec
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from edge_imputer.errors import EdgeImputerError, SpecError, TrainingError, TrainingStopped
+
+from ..checkpoint import Origin, pack
+from ..data import Batch
+from ..recipe import Recipe
+from ..tasks import Task
+from .display import Display
+from .logbook import Logbook
+from .optimization import MovingAverage, build_optimizer, rate_factor, set_learning_rate
+from .processes import gathered
+from .signals import StopSignals
+from .store import LAST, State, Store
+
+log = logging.getLogger(__name__)
+
+
+class _Losses(nn.Module):
+    """A task whose losses are its ``forward``: what DDP and mixed precision wrap."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: Batch, update: int, progress: float) -> dict[str, Tensor]:
+        return self.task.losses(batch, update, progress)
+
+
+class Loop:
+    """One run of a recipe: the weights, everything that moves with them, and its books.
+
+    Every process of a run has one, and all of them take the same decisions: what is decided on is
+    summed over the processes first.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        task: Task,
+        recipe: Recipe,
+        origin: Origin,
+        store: Store,
+        logbook: Logbook,
+        display: Display,
+    ) -> None:
+        self.fabric, self.task, self.recipe, self.origin = fabric, task, recipe, origin
+        self.store, self.logbook, self.display = store, logbook, display
+        optimizer = build_optimizer(task.parameters(), recipe.optimizer)
+        self.module, self.optimizer = fabric.setup(_Losses(task), optimizer)
+        self.average: MovingAverage | None = None
+        self.begin_average()
+        self.buffers = [b for b in task.buffers() if b.is_floating_point()]
+        self.scaler = getattr(fabric.strategy.precision, "scaler", None)  # of fp16
+        self.update = 0
+        self.bad = 0  # updates in a row that were skipped
+        self.seconds = 0.0
+        self.window: dict[str, float] = {}  # sums since the last row of train.csv
+        self.stopped_early = False
+
+    def begin_average(self) -> None:
+        """Begin the moving average at the present weights."""
+        if self.recipe.run.ema:
+            self.average = MovingAverage(self.task, self.recipe.run.ema)
+
+    # What goes into a checkpoint, and comes back out of it.
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are validated and deployed: the moving average where there is one."""
+        return self.average.weights if self.average else self.task.state_dict()
+
+    def packed(self) -> State:
+        """The model as a checkpoint without the state of its training."""
+        return pack(self.weights(), self.task.spec, self.recipe, self.origin, self.update)
+
+    def state(self) -> State:
+        """Everything that a resumed run needs to do what this one would have done."""
+        training: State = {
+            "optimizer": self.optimizer.state_dict(),
+            "bad": self.bad,
+            "seconds": self.seconds,
+            "window": dict(self.window),
+            "stopped_early": self.stopped_early,
+            "shares": self.fabric.world_size * self.recipe.run.accumulate,
+            "kept": msgspec.to_builtins(self.store.kept),
+        }
+        if self.average:
+            training["model"] = self.task.state_dict()
+            training["average_updates"] = self.average.updates
+        if self.scaler is not None:
+            training["scaler"] = self.scaler.state_dict()
+        return {**self.packed(), "training": training}
+
+    def load(self, state: State, update: int) -> None:
+        """Go on from a checkpoint's state."""
+        training = state["training"]
+        self.task.load_state_dict(training.get("model", state["state_dict"]))
+        if self.average:
+            self.average.load_state_dict(
+                {"weights": state["state_dict"], "updates": training["average_updates"]}
+            )
+        self.optimizer.load_state_dict(training["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(training["scaler"])
+        self.update, self.bad = update, training["bad"]
+        self.seconds, self.window = training["seconds"], dict(training["window"])
+        self.stopped_early = training["stopped_early"]
+        self.store.resume(training["kept"])
+
+    # The run.
+
+    def run(self, batches: Iterator[Batch], valid: Sequence[Batch]) -> None:
+        """Train until the recipe's last update, early stopping, a signal or an error."""
+        section = self.recipe.run
+        finished = False
+        with StopSignals() as signals:
+            while not finished:
+                start = time.monotonic()
+                stop = self._update(batches, signals)
+                self.seconds += time.monotonic() - start
+                if self.update % section.valid_every == 0 or self.update == section.updates:
+                    self._validate(valid)
+                finished = self.update == section.updates or self.stopped_early
+                if finished or stop or self.update % section.checkpoint_interval == 0:
+                    self._checkpoint()
+                self.display.advance(self.update)
+                if stop and not finished:
+                    raise TrainingStopped(
+                        f"stopped by {signal.Signals(stop).name} after update {self.update}; "
+                        f"{self.store.folder / LAST} holds it: go on with --resume",
+                        exit_code=128 + stop,
+                    )
+
+    def _update(self, batches: Iterator[Batch], signals: StopSignals) -> int:
+        """Make one update; the number of a signal that some process was sent, or 0."""
+        recipe, world = self.recipe, self.fabric.world_size
+        factor = rate_factor(recipe.optimizer, self.update, recipe.run.updates)
+        set_learning_rate(self.optimizer, recipe.optimizer.learning_rate * factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        kept_buffers = [buffer.clone() for buffer in self.buffers]
+        sums: dict[str, Tensor] = {}
+        for micro in range(recipe.run.accumulate):
+            batch = self._next(batches)
+            self._seed(micro)
+            last = micro == recipe.run.accumulate - 1
+            try:
+                with self.fabric.no_backward_sync(self.module, enabled=not last):
+                    losses = self.module(batch, self.update, self.update / recipe.run.updates)
+                    # DDP takes the mean over the processes: this makes it that over utterances.
+                    self.fabric.backward(losses["loss"].sum() * (world / batch.n_global))
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(batch, error) from error
+            for name, values in losses.items():
+                total = values.detach().float().sum() / batch.n_global
+                sums[name] = sums[name] + total if name in sums else total
+        norm = self.fabric.clip_gradients(
+            self.module,
+            self.optimizer,
+            max_norm=recipe.optimizer.gradient_clip or math.inf,
+            error_if_nonfinite=False,
+        )
+        assert norm is not None
+        values, stop = self._agree(sums, norm, signals.received)
+        self._step(values, kept_buffers)
+        self.update += 1
+        if self.average:
+            self.average.update(self.task)
+        self._log(values, recipe.optimizer.learning_rate * factor)
+        return stop
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch, on this process's device."""
+        try:
+            batch: Batch = self.fabric.to_device(next(batches))
+            return batch
+        except EdgeImputerError as error:  # from a worker: torch puts a traceback before it
+            message = str(error).strip().splitlines()[-1]
+            raise TrainingError(f"update {self.update + 1}: {message}; {self._go_on()}") from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"update {self.update + 1}: a process that loads data died ({error}); lower "
+                f"data.workers if memory was short. {self._go_on()}"
+            ) from error
+
+    def _seed(self, micro: int) -> None:
+        """Draw dropout by seed, update and place alone, so that a resumed run is the same."""
+        place = micro * self.fabric.world_size + self.fabric.global_rank
+        torch.manual_seed(self.recipe.run.seed * 1_000_003 + self.update + place * 7_919_000_019)
+
+    def _agree(
+        self, sums: dict[str, Tensor], norm: Tensor, received: int
+    ) -> tuple[dict[str, float], int]:
+        """Losses over all processes, the gradient's norm, and a signal that any was sent."""
+        names = sorted(sums)
+        mine = torch.stack([*(sums[name] for name in names), norm.float() / self.fabric.world_size])
+        mine = torch.cat([mine, mine.new_tensor([float(received == s) for s in _SIGNALS])])
+        total = self.fabric.all_reduce(mine, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        numbers = total.tolist()
+        values = dict(zip([*names, "gradient_norm"], numbers, strict=False))
+        flags = zip(_SIGNALS, numbers[len(names) + 1 :], strict=True)
+        return values, next((s for s, flag in flags if flag), 0)
+
+    def _step(self, values: dict[str, float], kept_buffers: list[Tensor]) -> None:
+        """Let the optimiser step, unless the loss or the gradient is not finite.
+
+        A gradient too large for fp16 is no fault: its scaler lowers the scale and skips the step.
+        """
+        checked = ["loss"] if self.scaler is not None else ["loss", "gradient_norm"]
+        if all(math.isfinite(values[name]) for name in checked):
+            self.bad = 0
+            self.optimizer.step()
+            return
+        self.bad += 1
+        for parameter in self.task.parameters():
+            parameter.grad = None
+        for buffer, kept in zip(self.buffers, kept_buffers, strict=True):
+            buffer.copy_(kept)  # running statistics of batch norm have seen it too
+        if self.scaler is not None:
+            self.optimizer.step()
+        said = ", ".join(f"{name} {value}" for name, value in values.items())
+        if self.fabric.is_global_zero:
+            log.warning("update %d skipped, not finite: %s", self.update + 1, said)
+        if self.bad >= self.recipe.run.max_bad_updates:
+            raise TrainingError(
+                f"update {self.update + 1}: the loss or its gradient was not finite {self.bad} "
+                f"times in a row ({said}); lower optimizer.learning_rate or look at the data. "
+                f"{self._go_on()}"
+            )
+
+    def _log(self, values: dict[str, float], rate: float) -> None:
+        """Add to the running means; write a row where one is due."""
+        if self.bad == 0:
+            for name, value in {**values, "": 1.0}.items():
+                self.window[name] = self.window.get(name, 0.0) + value
+        if self.update % self.recipe.run.log_every and self.update != self.recipe.run.updates:
+            return
+        n = self.window.pop("", 0.0)
+        means = {name: value / n for name, value in self.window.items()} if n else {}
+        self.window = {}
+        row = {"learning_rate": rate, **means, "seconds": round(self.seconds, 1)}
+        self.logbook.add("train", self.update, row)
+        self.display.losses(self.update, {k: v for k, v in means.items() if k != "gradient_norm"})
+
+    def _validate(self, valid: Sequence[Batch]) -> None:
+        """Look at the validation split; keep the weights if they are the best yet."""
+        rank = float(self.update)
+        if len(valid):
+            measures = self.measure(valid)
+            self.logbook.add("valid", self.update, measures)
+            self.display.measures(self.update, measures)
+            rank = self._rank(measures)
+            if self.store.improved(rank, self.update) and self.recipe.run.result == "best":
+                self.write(lambda: self.store.keep_best(self.packed()))
+            self.stopped_early = self.store.out_of_patience
+        if self.recipe.run.result.startswith("average"):
+            if self.recipe.run.result == "average-last":
+                rank = float(self.update)
+            self.write(lambda: self.store.keep_for_average(self.packed(), self.update, rank))
+
+    def measure(self, valid: Sequence[Batch]) -> dict[str, float]:
+        """The task's measures of the weights that are deployed, over all validation batches."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        sums: dict[str, tuple[float, float]] = {}
+        self.task.eval()
+        swapped: AbstractContextManager[None] = nullcontext()
+        if self.average:
+            swapped = self.average.swapped_into(self.task)
+        with torch.no_grad(), swapped, self.fabric.autocast():
+            for batch in valid[rank::world]:
+                _add(sums, self.task.validate(self.fabric.to_device(batch)))
+        self.task.train()
+        total: dict[str, tuple[float, float]] = {}
+        for part in gathered(self.fabric, sums):
+            _add(total, part)
+        return self.task.summarise(total)
+
+    def _rank(self, measures: dict[str, float]) -> float:
+        """What chooses the best weights: the larger, the better."""
+        name, way = self.task.monitor
+        if self.recipe.run.monitor:
+            name = self.recipe.run.monitor.removeprefix("-")
+            way = "min" if self.recipe.run.monitor.startswith("-") else "max"
+        if name not in measures:
+            raise SpecError(
+                f"run.monitor: expected one of the measures {', '.join(measures)} (with a minus "
+                f"where less is better), got {name!r}; {self._go_on()}"
+            )
+        value = measures[name]
+        if math.isnan(value):
+            return -math.inf
+        return -value if way == "min" else value
+
+    def _checkpoint(self) -> None:
+        """See the books on disk, then the state that counts on them."""
+
+        def save() -> None:
+            self.logbook.flush()
+            self.store.save(self.state())
+
+        self.write(save)
+
+    def write(self, write: Callable[[], None]) -> None:
+        """Have the first process write; if it cannot, every process ends with its error."""
+        failed: str | None = None
+        if self.fabric.is_global_zero:
+            try:
+                write()
+            except TrainingError as error:
+                failed = str(error)
+            except OSError as error:
+                failed = f"{error.filename or self.store.folder}: {error.strerror}; {self._go_on()}"
+        failed = self.fabric.broadcast(failed)
+        if failed is not None:
+            raise TrainingError(failed)
+
+    def _out_of_memory(self, batch: Batch, error: torch.OutOfMemoryError) -> TrainingError:
+        frames = " x ".join(str(n) for n in batch.features.shape[:2])
+        reason = str(error).splitlines()[0] if str(error) else "no more was said"
+        return TrainingError(
+            f"update {self.update + 1}: out of memory on a micro-batch of {frames} frames "
+            f"({reason}); raise run.accumulate (same updates, smaller micro-batches), or lower "
+            f"batches.frames or batches.size in another run. {self._go_on()}"
+        )
+
+    def _go_on(self) -> str:
+        """What is left of the run, for an error's message."""
+        last = self.store.folder / LAST
+        return f"{last} is whole: go on with --resume" if last.is_file() else "no checkpoint yet"
+
+
+_SIGNALS = (int(signal.SIGTERM), int(signal.SIGINT))
+
+
+def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, float]]) -> None:
+    for name, (above, below) in more.items():
+        old = sums.get(name, (0.0, 0.0))
+        sums[name] = old[0] + above, old[1] + below
