@@ -228,7 +228,7 @@ def test_info_for_people_and_programs(capsys, untrained_bundle):
     [
         (("export", "none.ckpt"), "none.ckpt"),
         (("train", "--data", "none"), "manifest.jsonl"),
-        (("train", "--config", "none.toml"), "none.toml"),
+        (("train", "none.toml"), "none.toml"),
         (("demo", "--hold-out", "nobody"), "nobody"),
         (("bench", "nothing"), "latency"),
     ],

@@ -16,7 +16,14 @@ from edge_imputer.train.data import Manifest, read_clip, write_manifest
 from edge_imputer.train.data.combine import merge
 from edge_imputer.train.evaluation import Journal, ScoredEvent
 from edge_imputer.train.improving import MiningReport, Rules, Spotter, mine, open_spotter
-from edge_imputer.train.improving.mining import LEAD_S, PIECE_S, holds_keyword, pieces, window
+from edge_imputer.train.improving.mining import (
+    LEAD_S,
+    PIECE_S,
+    events_of,
+    holds_keyword,
+    pieces,
+    window,
+)
 from edge_imputer.train.recipe import read_recipe
 from edge_imputer.train.trainer import read_corpus, train
 
@@ -156,6 +163,11 @@ def test_a_long_recording_is_scored_in_pieces_and_its_places_are_right(tmp_path)
     spotter, system = loudness_spotter()
     report = run_mine(spotter, tmp_path / "long", tmp_path / "out")
     assert system.calls == 3
+    with Journal(tmp_path / "out" / "journal.jsonl") as journal:
+        events = events_of(spotter, tmp_path / "long", row("long.wav", n_s), journal)
+    assert system.calls == 3  # they are known
+    found = [event.time_s for event in events if event.keyword == 0 and event.score > 0.2]
+    assert found == pytest.approx(places, abs=0.11)  # each once, though some are heard twice
     assert len(report.mined) == len(places)
     for one, place in zip(reversed(report.mined), places, strict=True):
         assert one.offset_s <= place

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from math import comb
 from pathlib import Path
 
@@ -53,7 +52,8 @@ from .improving_cases import (
 )
 from .training_cases import tiny_recipe
 
-N_FIRES, N_MISSES = 24, 18
+N_FIRES, N_MISSES = 24, 24
+GOOD = {"updates": 80, "rate": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def options(home: Path, out: Path, **changes: object) -> Improvement:
 @pytest.fixture(scope="module")
 def improved(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImproveReport]:
     out = tmp_path_factory.mktemp("improved") / "out"
-    return out, improve(options(home, out))
+    return out, improve(options(home, out, **GOOD))
 
 
 def test_mistakes_are_mended_and_nothing_is_forgotten(home, improved):
@@ -118,9 +118,9 @@ def test_the_old_model_stays_and_the_new_one_knows_where_it_is_from(home, improv
     assert new.origin.init_from == old.sha256
     assert new.spec == old.spec
     assert new.recipe.optimizer.learning_rate == pytest.approx(
-        0.1 * old.recipe.optimizer.learning_rate
+        0.3 * old.recipe.optimizer.learning_rate
     )
-    assert new.updates == report.updates == 50
+    assert new.updates == report.updates == 80
 
 
 def test_what_is_kept_back_is_not_trained_on(home, improved):
@@ -157,27 +157,39 @@ def test_a_run_that_was_killed_goes_on_to_the_same_model(home, improved, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(Store, "save", dying)
         with pytest.raises(KeyboardInterrupt):
-            improve(options(home, tmp_path / "out"))
-    assert not (tmp_path / "out" / "improved.ckpt").exists()
-    improve(options(home, tmp_path / "out"))
+            improve(options(home, tmp_path / "out", **GOOD))
+        assert not (tmp_path / "out" / "improved.ckpt").exists()
+        improve(options(home, tmp_path / "out", **GOOD))
+    assert len(saves) == 5  # one every 16 of 80 updates, none of them twice
     one, two = (read_raw(f / "improved.ckpt")["state_dict"] for f in (out, tmp_path / "out"))
     assert all((one[name] == two[name]).all() for name in one)
 
 
 def test_a_model_that_gets_worse_says_so(home, tmp_path, capsys):
-    """The keyword itself is called a false fire: it must be unlearnt, and that must be said."""
+    """Another sound is called a missed keyword: the model fires at it then, and that is said."""
     rng = np.random.default_rng(8)
     for take in range(20):
-        write_clip(tmp_path / "wrong" / f"{take}.wav", sound(KEYWORD, rng))
-    wrong = options(
-        home, tmp_path / "out", false_fires=tmp_path / "wrong", misses=None, rate=1.0, share=0.9
-    )
-    report = improve(replace(wrong, updates=80))
-    assert any(line.startswith("valid, keywords, missed: worse") for line in report.worse)
+        write_clip(tmp_path / "wrong" / f"{take}.wav", sound("low", rng))
+    wrong = {"false_fires": None, "misses": tmp_path / "wrong", "rate": 0.5, "share": 0.9}
+    report = improve(options(home, tmp_path / "out", updates=60, **wrong))
+    assert any(line.startswith("valid, others, fires: worse") for line in report.worse)
     cli.print_improved(report)
     printed = capsys.readouterr().out
-    assert "WORSE: valid, keywords, missed" in printed
+    assert "WORSE: valid, others, fires" in printed
     assert "Nothing measured got worse" not in printed
+    assert report.traded == any(c.verdict == "better" for c in report.comparisons)
+
+
+def test_mistakes_that_were_only_traded_are_called_so(improved, capsys):
+    """Fewer fires and more misses may be the same model at another threshold."""
+    _, report = improved
+    assert not report.traded
+    few = compare("missed", "valid, keywords", Outcome((False,), 0), Outcome((True,), 0))
+    traded = msgspec.structs.replace(report, comparisons=(*report.comparisons, few))
+    assert traded.traded
+    assert len(traded.worse) == 1
+    cli.print_improved(traded)
+    assert "Choose it anew" in capsys.readouterr().out
 
 
 def test_the_command_mines_negatives_and_compares(home, tmp_path, capsys):
@@ -293,7 +305,7 @@ def test_saved_clips_are_sorted_out(tmp_path):
     clips = [sound("low", rng) for _ in range(40)]
     for take, waveform in enumerate(clips):
         write_clip(tmp_path / "fires" / "monday" / f"{take}.wav", waveform)
-    write_clip(tmp_path / "fires" / "copy.flac", clips[3])
+    write_clip(tmp_path / "fires" / "copy.wav", clips[3])
     said = sound("up", rng)
     write_clip(tmp_path / "misses" / "hey_lamp" / "a.wav", said)
     write_clip(tmp_path / "misses" / "b.wav", 0.5 * said)
@@ -324,7 +336,7 @@ def test_saved_clips_are_sorted_out(tmp_path):
     assert not any(c.kept_back for c in everything.clips)
     with pytest.raises(SpecError, match="to keep back"):
         collect(*places, ["stop"], keep_back=1.0)
-    with pytest.raises(DataError, match="all 20 clips .* are kept back"):
+    with pytest.raises(DataError, match=r"all 20 clips .* are kept back"):
         collect(tmp_path / "again", None, ["stop"], keep_back=0.999999)
 
 
@@ -346,20 +358,22 @@ def test_a_long_false_fire_is_cut_to_where_it_fires(home, tmp_path):
     st.floats(0.05, 0.95),
     st.dictionaries(
         st.sampled_from(["_unknown_", "_near_miss_", "_silence_", "_hard_", "up"]),
-        st.floats(0, 0.2),
+        st.just(0.0) | st.floats(0.01, 0.2),
     ),
 )
 def test_hard_negatives_take_their_share_from_other_speech(share, shares):
     found = shares_with_hard(shares, share)
-    assert 0 < found["_hard_"] <= share + 1e-12
     speech = ("_unknown_", "_near_miss_", "_hard_")
     total = sum(shares.get(name, 0) for name in speech)
+    if total > shares.get("_hard_", 0):
+        assert found["_hard_"] == pytest.approx(min(share, total / 2))
+    else:
+        assert found["_hard_"] == (total or share)
     if total > 0:  # keywords and silence are as frequent as before
         assert sum(found.get(name, 0) for name in speech) == pytest.approx(total)
         assert {k: v for k, v in found.items() if k not in speech} == {
             k: v for k, v in shares.items() if k not in speech
         }
-        assert found["_hard_"] <= total / 2 + 1e-12
     assert sum(found.values()) <= 1 + 1e-9
 
 
@@ -380,7 +394,8 @@ def test_the_recipe_goes_on_gently():
         continuing_recipe(read_recipe("digits"))
     with pytest.raises(SpecError, match="share above 0"):
         continuing_recipe(first, share=1.0)
-    assert isinstance(continuing_recipe(read_recipe("speech-commands-35")).batches, BucketedBatches)
+    bucketed = read_recipe("keywords-35", ["batches={kind='bucketed'}"])
+    assert isinstance(continuing_recipe(bucketed).batches, BucketedBatches)
 
 
 def test_rows_are_repeated_up_to_their_share(tmp_path):

@@ -513,3 +513,26 @@ def test_training_goes_on_from_a_bundle(data, corpus, tmp_path):
     (bundle.path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(CheckpointError, match=r"no weights.npz, the weights to train on from"):
         read_initial(bundle.path)
+
+
+def test_bf16_trains_and_goes_on_exactly(data, tmp_path):
+    settings = ["run.updates=6", "run.checkpoint_every=2", "run.precision=bf16"]
+    whole = load_checkpoint(run(data, tmp_path / "whole", *settings)).task.state_dict()
+    step, calls = torch.optim.AdamW.step, []
+
+    def dying(self: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
+        calls.append(0)
+        if len(calls) == 4:
+            raise Crash
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", dying)
+        with pytest.raises(Crash):
+            run(data, tmp_path / "died", *settings)
+    on = load_checkpoint(run(data, tmp_path / "died", *settings, resume=True)).task.state_dict()
+    full = load_checkpoint(run(data, tmp_path / "full", "run.updates=6")).task.state_dict()
+    assert all(value.dtype != torch.bfloat16 for value in whole.values())  # weights stay float32
+    for name, value in whole.items():
+        assert torch.equal(on[name], value), name
+    assert any(not torch.equal(full[name], value) for name, value in whole.items())

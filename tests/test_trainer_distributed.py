@@ -52,6 +52,7 @@ RUNS = {
         "encoder.intermediate_ctc=[1]",
         "features.n_mels=20",
         "batches.frames=800",
+        "batches.least=2",
         "run.result=last",
     ),
 }
@@ -209,6 +210,13 @@ def test_torchrun_starts_the_processes(corpus, tmp_path):
     assert code == 0, errors
     assert printed.splitlines()[-1] == str(out / "last.ckpt")
     assert read_raw(out / "last.ckpt")["training"]["shares"] == 2
+
+
+def test_bucketed_batches_need_an_utterance_for_every_process(corpus, tmp_path):
+    recipe = tiny_recipe("librispeech-100", "run.accumulate=3")
+    data = read_corpus(corpus, recipe.data, recipe.features.sample_rate)
+    with pytest.raises(SpecError, match=r"batches.least: expected at least 3, .* got 2"):
+        train(*data, recipe, tmp_path, data_name="tones", progress=False)
 
 
 def test_environments_that_contradict_themselves_are_refused(monkeypatch):

@@ -173,6 +173,8 @@ def test_out_of_memory_says_what_to_lower(unbroken, data, tmp_path, monkeypatch)
         assert part in said
     assert load_checkpoint(tmp_path / "last.ckpt").updates == 4
     assert_same_weights(run(data, tmp_path, resume=True), unbroken)
+    more = run(data, tmp_path, "run.accumulate=2", "run.updates=10", resume=True)
+    assert load_checkpoint(more).updates == 10
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -49,8 +49,18 @@ SIZES: dict[str, tuple[str, ...]] = {
     "ctc-selfconditioned": (*SMALL_CONFORMER, "batches.size=4"),
     "imputer-dp": (*SMALL_CONFORMER, "task.head.width=8", "batches.size=4"),
     "imputer-imitation": (*SMALL_CONFORMER, "task.head.width=8", "batches.size=4"),
-    "librispeech-100": (*SMALL_CONFORMER, "task.head.width=8", "batches.frames=1200"),
-    "librispeech-960": (*SMALL_CONFORMER, "task.head.width=8", "batches.frames=1200"),
+    "librispeech-100": (
+        *SMALL_CONFORMER,
+        "task.head.width=8",
+        "batches.frames=1200",
+        "batches.least=2",
+    ),
+    "librispeech-960": (
+        *SMALL_CONFORMER,
+        "task.head.width=8",
+        "batches.frames=1200",
+        "batches.least=2",
+    ),
     "speech-commands-35": (SMALL_CRNN, "batches.size=6"),
     "speech-commands-12": (SMALL_CRNN, "batches.size=6", "task.keywords=['ab', 'abba']"),
 }

@@ -111,16 +111,20 @@ class BucketedBatches(Spec, frozen=True, kw_only=True, tag="bucketed", tag_field
     ----------
     frames : int
         Feature frames an update, padding included, over all processes and micro-batches.
-    largest : int
-        Most utterances an update.
+    least, largest : int
+        Fewest and most utterances an update. There cannot be more micro-batches (processes times
+        `run.accumulate`) than `least`, nor an utterance longer than `frames` by `least`; for any
+        number up to it the updates are the same.
     """
 
     frames: int = 60_000
+    least: int = 8
     largest: int = 256
 
     def check(self) -> None:
         """Raise `SpecError` on values that cannot be."""
-        _at_least("batches", 1, frames=self.frames, largest=self.largest)
+        _at_least("batches", 1, frames=self.frames, least=self.least)
+        _at_least("batches", self.least, largest=self.largest)
 
 
 BatchesSection = Union[DrawnBatches, BucketedBatches]  # noqa: UP007 (msgspec reads it on 3.10)
@@ -337,7 +341,7 @@ def _converted(tables: dict[str, Any], source: str) -> Recipe:
     return convert(tables, Recipe, source)
 
 
-def _at_least(section: str, least: int, **values: float) -> None:
+def _at_least(section: str, least: int, /, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise SpecError(f"{section}.{name}: expected {least} or more, got {value}")

@@ -39,9 +39,7 @@ class SplitName(str, Enum):
 
 
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(help="Bundle folder, or a checkpoint (.ckpt).")
-    ],
+    model: Annotated[Path, typer.Argument(help="Bundle folder, or a checkpoint (.ckpt).")],
     data: Annotated[
         list[Path],
         typer.Option("--data", "-d", help="Corpus folder or manifest; repeatable, kept apart."),

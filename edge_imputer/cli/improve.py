@@ -293,7 +293,10 @@ def print_improved(report: ImproveReport) -> None:
                 (
                     r.clips,
                     f"{r.before.hours:.2f}",
-                    *(f"{x.per_hour:.2f} ({x.low:.2f} to {x.high:.2f})" for x in (r.before, r.after)),
+                    *(
+                        f"{x.per_hour:.2f} ({x.low:.2f} to {x.high:.2f})"
+                        for x in (r.before, r.after)
+                    ),
                 )
                 for r in report.rates
             ],
@@ -304,3 +307,9 @@ def print_improved(report: ImproveReport) -> None:
         say(f"WORSE: {line}")
     if not report.worse and (report.comparisons or report.rates):
         say("Nothing measured got worse.")
+    if report.traded:
+        say(
+            "It fires less and misses more, or the reverse: its scores moved, so that the old "
+            "threshold means something else. Choose it anew, and compare at equal false alarms: "
+            "edge-imputer evaluate"
+        )

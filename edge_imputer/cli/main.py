@@ -202,7 +202,7 @@ def spot(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A TOML file, or a shipped recipe's name.")
+        str, typer.Argument(metavar="RECIPE", help="A TOML file, or a shipped recipe's name.")
     ] = "digits",
     data: Annotated[
         Path | None,
@@ -288,7 +288,9 @@ def export(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="latency, frontend, loss, attention, encoders or data.")],
+    name: Annotated[
+        str, typer.Argument(help="latency, frontend, loss, attention, encoders or data.")
+    ],
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle to time; untrained weights if unset.")
     ] = None,

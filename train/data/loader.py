@@ -229,7 +229,8 @@ class MicroBatches(IterableDataset[Batch]):
                 return self.example(drawn)
             except (InfeasibleTargetError, TokenError, AudioError) as error:
                 if isinstance(error, (AudioError, TokenError)):
-                    notes.append(f"{self._names(drawn)} is replaced by another clip: {error}")
+                    # The error alone names the file: once a clip, whatever it is joined to.
+                    notes.append(f"a clip is replaced by another clip: {error}")
                 log.debug("drawn again: %s", error)
                 why = error
             except Exception as error:

@@ -169,7 +169,8 @@ class KeywordPlan:
     Parameters
     ----------
     durations : (N,) seconds
-    labels : names of the labels; words of the unknown class count as ``_unknown_``; None for clips without one, which are not drawn
+    labels : names of the labels, None for clips without one, which are not drawn
+        Words of the unknown class count as ``_unknown_``.
     codes : (N,) ints
         Each row's position in `labels`: a manifest's column "label" has both.
     classes : class of every label that may be drawn

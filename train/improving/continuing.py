@@ -86,17 +86,15 @@ def shares_with_hard(shares: Mapping[str, float], share: float) -> dict[str, flo
     speech keeps half of its share at least. Where the recipe names none, all labels give alike.
     """
     given = {name: value for name, value in shares.items() if name != HARD_LABEL}
-    speech = {name: given.get(name, 0.0) for name in (UNKNOWN_LABEL, NEAR_MISS_LABEL)}
-    total = sum(speech.values()) + shares.get(HARD_LABEL, 0.0)
+    speech = {name: given[name] for name in (UNKNOWN_LABEL, NEAR_MISS_LABEL) if given.get(name)}
+    before = shares.get(HARD_LABEL, 0.0)
+    total = sum(speech.values()) + before
     if not total:
         return {**{name: (1 - share) * value for name, value in given.items()}, HARD_LABEL: share}
-    hard = min(share, total / 2)
-    rest = sum(speech.values())
-    factor = (total - hard) / rest if rest else 1.0
-    return {
-        **{name: value * (factor if name in speech else 1) for name, value in given.items()},
-        HARD_LABEL: hard,
-    }
+    hard = min(share, total / 2) if speech else before
+    factor = (total - hard) / (total - before) if speech else 1.0
+    smaller = {name: factor * value for name, value in speech.items()}
+    return {**given, **smaller, HARD_LABEL: hard}
 
 
 def write_saved(records: Iterable[ClipRecord], folder: Path) -> Manifest:

@@ -19,25 +19,16 @@ from ..data import ClipRecord, Manifest
 from ..evaluation.journal import Journal
 from ..recipe import DrawnBatches, Recipe
 from ..trainer import LAST, read_corpus, train
-from .comparing import (
-    Case,
-    Comparison,
-    Outcome,
-    RateComparison,
-    cases_of,
-    compare,
-    compare_rates,
-    judge,
-)
+from .comparing import Comparison, RateComparison
 from .continuing import RATE, SHARE, continuing_recipe, write_corpus, write_saved
-from .mining import Rules, fires, holds_keyword, mine
+from .measuring import Measuring
+from .mining import Rules, fires, mine
 from .saved_clips import KEEP_BACK, Collection, SavedClip, collect
 from .spotters import Spotter, open_spotter
 
 IMPROVED = "improved.ckpt"
 REPORT = "improve.json"
 JOURNAL = "journal.jsonl"
-MOST_VALID = 2000  # clips of the valid split that are heard, of those with a keyword and without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +105,18 @@ class ImproveReport(Record, frozen=True, kw_only=True):
         )
         return (*(str(c) for c in self.comparisons if c.verdict == "worse"), *rates)
 
+    @property
+    def traded(self) -> bool:
+        """Whether one kind of mistake became rarer and the other more frequent."""
+        found = {(c.what, c.verdict) for c in self.comparisons}
+        found |= {("fires", "better") for r in self.rates if r.after.count < r.before.count}
+        found |= {("fires", "worse") for r in self.rates if r.after.count > r.before.count}
+        kinds = (
+            (("missed", "worse"), ("fires", "better")),
+            (("missed", "better"), ("fires", "worse")),
+        )
+        return any(set(kind) <= found for kind in kinds)
+
 
 def model_file(path: Path) -> Path:
     """The checkpoint that is meant.
@@ -176,7 +179,14 @@ def improve(options: Improvement) -> ImproveReport:
         )
     with Journal(out / JOURNAL) as journal:
         n_mined, repeats = _write_corpora(options, recipe, before, saved, journal)
-        tests = _Tests(options, saved, before.keywords, recipe)
+        tests = Measuring(
+            saved,
+            before.keywords,
+            data=options.data,
+            negatives=options.negatives,
+            seed=recipe.run.seed,
+            progress=options.progress,
+        )
         outcomes = tests.hear(before, journal, "Before")
         new = out / IMPROVED
         write_atomically(new, _continue(options, recipe, loaded, model, saved, n_mined))
@@ -317,67 +327,3 @@ def _continue(
         progress=options.progress,
     )
     return result.read_bytes()
-
-
-class _Tests:
-    """What a model is measured on, before and after."""
-
-    def __init__(
-        self,
-        options: Improvement,
-        saved: Collection,
-        keywords: Sequence[str],
-        recipe: Recipe,
-    ) -> None:
-        self._progress = options.progress
-        self._collected = {"false fires": options.false_fires, "misses": options.misses}
-        home = Path()
-        self._cases: dict[str, list[Case]] = {}
-        for name, misses in (("false fires", False), ("misses", True)):
-            self._cases[name] = [
-                Case(home, c.record(), keywords.index(c.keyword) if c.keyword else None)
-                for c in saved.some(misses=misses, kept_back=True)
-            ]
-        valid = Manifest.open(options.data, split="valid")
-        said, others = cases_of(valid, keywords, most=MOST_VALID, seed=recipe.run.seed)
-        self._cases |= {"valid, keywords": said, "valid, others": others}
-        self._hours: dict[str, float] = {}
-        for path in options.negatives:
-            part = Manifest.open(path, split="valid")
-            rows = [r for r in part if not holds_keyword(r, keywords)]
-            name = f"negatives {part.folder.resolve().name}"
-            self._cases[name] = [Case(part.folder, r, None) for r in rows]
-            self._hours[name] = sum(r.duration_s for r in rows) / 3600
-
-    def hear(self, spotter: Spotter, journal: Journal, title: str) -> dict[str, Outcome]:
-        """Every set of clips through a model."""
-        return {
-            name: judge(spotter, cases, journal, title=f"{title}: {name}", progress=self._progress)
-            for name, cases in self._cases.items()
-            if cases
-        }
-
-    def compare(
-        self, before: dict[str, Outcome], after: dict[str, Outcome]
-    ) -> tuple[tuple[Comparison, ...], tuple[RateComparison, ...]]:
-        """Shares of clips that go wrong, and false alarms an hour."""
-        shares, rates = [], []
-        for name, cases in self._cases.items():
-            if not cases:
-                continue
-            if name in self._hours:
-                rates.append(compare_rates(name, self._hours[name], before[name], after[name]))
-                continue
-            what = "fires" if cases[0].keyword is None else "missed"
-            kept = f"kept-back {name}" if name in self._collected else name
-            if one := compare(what, kept, before[name], after[name]):  # type: ignore[arg-type]
-                shares.append(one)
-        return tuple(shares), tuple(rates)
-
-    def unmeasured(self) -> tuple[str, ...]:
-        """Sets without a clip to measure on."""
-        return tuple(
-            name
-            for name, cases in self._cases.items()
-            if not cases and self._collected.get(name, "always") is not None
-        )

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from lightning.fabric import Fabric
 
-from edge_imputer.errors import DataError
+from edge_imputer.errors import DataError, SpecError
 from edge_imputer.specs import FeatureSpec, KeywordModelSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
 
@@ -209,6 +209,11 @@ def _bucketed(
     n_ramp: int,
 ) -> Plan:
     assert isinstance(recipe.batches, BucketedBatches)
+    if shares > recipe.batches.least:
+        raise SpecError(
+            f"batches.least: expected at least {shares}, the processes times run.accumulate, got "
+            f"{recipe.batches.least}"
+        )
     rate = spec.features.sample_rate
     longest = np.array([recipe.augment.longest(float(d)) for d in train.durations], np.float32)
     classes = None
@@ -221,7 +226,7 @@ def _bucketed(
         frame_counts(longest, featurizer),
         max_frames=recipe.batches.frames,
         seed=recipe.run.seed,
-        least=shares,
+        least=recipe.batches.least,
         largest=recipe.batches.largest,
         frame_s=spec.features.hop_length / rate,
         classes=classes,

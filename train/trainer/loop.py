@@ -335,8 +335,9 @@ class Loop:
         reason = str(error).splitlines()[0] if str(error) else "no more was said"
         return TrainingError(
             f"update {self.update + 1}: out of memory on a micro-batch of {frames} frames "
-            f"({reason}); raise run.accumulate (same updates, smaller micro-batches), or lower "
-            f"batches.frames or batches.size in another run. {self._go_on()}"
+            f"({reason}); raise run.accumulate, which may change in a resumed run: same updates, "
+            f"smaller micro-batches. In a new run, batches.frames or batches.size can be lower. "
+            f"{self._go_on()}"
         )
 
     def _go_on(self) -> str:

@@ -12,15 +12,17 @@ from edge_imputer.errors import CheckpointError
 from ..checkpoint import Origin
 from ..recipe import Recipe
 
-# What may be another in a resumed run. None of them changes what an update computes; with another
-# number of `run.updates`, shares of the updates (schedule, ramps) are shares of the new number from
-# there on.
+# What may be another in a resumed run, as may the number of processes: updates hold the same
+# utterances and compute the same, to the rounding of sums where `run.accumulate` changes (and but
+# for batch norm then, whose statistics are a micro-batch's). With another number of `run.updates`,
+# shares of the updates (schedule, ramps) are shares of the new number from there on.
 FREE = frozenset(
     {
         "description",
         "data.folder",  # what it is called and how many clips it has is compared instead
         "data.workers",
         "data.cache",
+        "run.accumulate",
         "run.updates",
         "run.valid_every",
         "run.checkpoint_every",

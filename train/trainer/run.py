@@ -15,7 +15,7 @@ from edge_imputer.errors import CheckpointError, SpecError
 
 from ..checkpoint import KEY, Origin, unpack
 from ..data import Batch, Clip, fixed_batches
-from ..recipe import BucketedBatches, Recipe
+from ..recipe import Recipe
 from ..tasks import build_task
 from .display import Display, said_seconds
 from .feeding import Feed, make_feed
@@ -83,7 +83,7 @@ def train(
         data=data_name, n_clips=len(material), init_from=initial.sha256 if initial else None
     )
     if state is not None:
-        initial, origin = _check_resumable(state, out, recipe, origin, fabric)
+        initial, origin = _check_resumable(state, out, recipe, origin)
     feed = make_feed(material, valid, recipe, fabric, initial, out)
     loop = _make_loop(fabric, recipe, origin, store, feed, progress=progress)
     if state is not None:
@@ -99,7 +99,7 @@ def train(
 
 
 def _check_resumable(
-    state: State, out: Path, recipe: Recipe, origin: Origin, fabric: Fabric
+    state: State, out: Path, recipe: Recipe, origin: Origin
 ) -> tuple[Initial, Origin]:
     """The model of a state to go on from, if it was a run of this recipe on this data."""
     path = out / LAST
@@ -112,13 +112,6 @@ def _check_resumable(
     if origin.init_from is None:  # need not be given again
         origin = msgspec.structs.replace(origin, init_from=old_origin.init_from)
     check_same(path, recipe, origin, old_recipe, old_origin)
-    shares = fabric.world_size * recipe.run.accumulate
-    old = state["training"]["shares"]
-    if isinstance(recipe.batches, BucketedBatches) and shares != old:
-        raise CheckpointError(
-            f"{path}: was trained by {old} micro-batches an update (processes times "
-            f"run.accumulate), now they are {shares}: bucketed batches depend on it; use as many"
-        )
     return Initial(path, spec, state["state_dict"], ""), origin
 
 
@@ -135,7 +128,7 @@ def _make_loop(
 
 def _carry_out(loop: Loop, feed: Feed) -> Path:
     """Run what is left of a run; the path of its result."""
-    fabric, recipe = loop.fabric, loop.recipe
+    recipe = loop.recipe
     if loop.update < recipe.run.updates and not loop.stopped_early:
         valid = fixed_batches(feed.valid, feed.featurizer, feed.valid_batch_size)
         if not valid and (recipe.run.patience or recipe.run.result in ("best", "average-best")):

@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 IN_MEMORY_S = 7200.0  # of a split: 0.5 GB; a longer one is read clip by clip
 NAMED = 10  # clips left out that the log names one by one
-SCANNED = 2000  # clips of a split whose speakers are compared, at most
 
 
 @dataclass(frozen=True)
