@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -36,6 +37,14 @@ if importlib.util.find_spec("edge_imputer") is None:
 sys.meta_path.append(_CheckoutFinder)  # type: ignore[arg-type]
 
 IN_CI = os.environ.get("EDGE_IMPUTER_CI") == "1"
+
+
+def import_or_skip(module: str) -> ModuleType:
+    """An optional package; without it the test is skipped, but in CI it fails."""
+    if IN_CI:
+        return importlib.import_module(module)
+    found: ModuleType = pytest.importorskip(module, reason=f"{module} is not installed")
+    return found
 
 
 @pytest.fixture(scope="session")

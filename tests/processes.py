@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,9 +41,22 @@ def run_ranks(n: int, module: str, function: str, *arguments: str) -> None:
             process.kill()
 
 
-def _start(code: str, *arguments: str) -> subprocess.Popen[str]:
+@contextmanager
+def python_group(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Python code in a process group of its own, all of which is killed in the end."""
+    process = _start(code, *arguments, group=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):  # it has ended, and all that it started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _start(code: str, *arguments: str, group: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
+        start_new_session=group,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
         stdin=subprocess.DEVNULL,

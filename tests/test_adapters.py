@@ -24,6 +24,7 @@ from edge_imputer.train.data.adapters.speech_commands import which_set
 from edge_imputer.train.data.prepare import prepare_corpus
 
 from . import corpus_trees as trees
+from .conftest import import_or_skip
 
 TREES = {
     "speech_commands": trees.speech_commands,
@@ -388,7 +389,7 @@ def test_a_bad_json_line_is_named(tmp_path, row, message):
 @pytest.fixture
 def lhotse_folder(tmp_path: Path) -> Path:
     """A corpus of segments and whole files, exported."""
-    pytest.importorskip("lhotse", reason="needs the extra lhotse")
+    import_or_skip("lhotse")
     prepare_corpus("kaldi", trees.kaldi(tmp_path), tmp_path / "corpus")
     assert export_lhotse(Manifest.open(tmp_path / "corpus"), tmp_path / "lhotse") == {
         "train": 2, "valid": 2,

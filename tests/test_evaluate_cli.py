@@ -231,4 +231,4 @@ def test_a_keyword_model_s_checkpoint_is_evaluated(
     assert 0 < report["operating_point"]["thresholds"]["one"] <= 1
     assert "listens for one, two" in refusal(capsys, *data, "-w", "seven")
     assert "is a checkpoint" in refusal(capsys, *data, "--write")
-    assert "bundle" in refusal(capsys, *data[:3], "--task", "transcripts", *data[5:])
+    assert "--task keywords" in refusal(capsys, *data[:3], "--task", "transcripts", *data[5:])

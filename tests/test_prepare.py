@@ -30,6 +30,7 @@ from edge_imputer.train.data.transcripts import normalize
 from edge_imputer.train.data.verdicts import Rules
 
 from . import corpus_trees as trees
+from .conftest import import_or_skip
 from .corpus_trees import RATE, sound
 from .processes import ROOT, run_python
 
@@ -620,7 +621,7 @@ def test_info_counts_and_finds_leaks(tmp_path, capsys):
 
 
 def test_export_lhotse_from_the_command_line(tmp_path, capsys):
-    pytest.importorskip("lhotse", reason="needs the extra lhotse")
+    import_or_skip("lhotse")
     root = trees.ours(tmp_path / "in")
     code, out, err = run(capsys, "data", "export-lhotse", root, tmp_path / "lhotse")
     assert (code, err) == (0, "")

@@ -17,6 +17,7 @@ from edge_imputer.train.synthesis import Speech, open_engines
 from edge_imputer.train.synthesis.engines import Kokoro, Piper, espeak, make_engines
 from edge_imputer.train.synthesis.shaping import SAMPLE_RATE, cut_speech
 
+from .conftest import import_or_skip
 from .speech_engines import real_engine
 
 PROGRAMS = ["espeak", "flite", "festival"]
@@ -199,7 +200,7 @@ def test_piper_without_voices_says_where_it_looks(
 @pytest.fixture(scope="module")
 def tiny_kokoro(tmp_path_factory: pytest.TempPathFactory) -> Kokoro:
     """A network with Kokoro's inputs: a tone of 50 ms a token over the speed."""
-    onnx = pytest.importorskip("onnx")
+    onnx = import_or_skip("onnx")
     helper, types = onnx.helper, onnx.TensorProto
     nodes = [
         helper.make_node("Size", ["tokens"], ["n"]),

@@ -26,6 +26,7 @@ from edge_imputer.train.trainer import store as store_module
 from edge_imputer.train.trainer.logbook import Table
 from edge_imputer.train.trainer.optimization import MovingAverage, mean_weights
 
+from .conftest import import_or_skip
 from .processes import ROOT
 from .training_cases import tiny_recipe, write_corpus
 
@@ -447,7 +448,7 @@ def test_recipes_are_listed_and_shown(capsys):
 
 
 def test_tensorboard_gets_the_same_numbers(data, tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    import_or_skip("tensorboard")
     run(data, tmp_path)
     assert list((tmp_path / "tensorboard").glob("events.*"))
 

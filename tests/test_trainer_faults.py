@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from edge_imputer.train.tasks import ImputerTask
 from edge_imputer.train.trainer import Material, read_corpus, sources, train
 from edge_imputer.train.trainer.signals import StopSignals
 
+from .processes import python_group
 from .training_cases import SIZES, TINY, tiny_recipe, write_corpus
 
 SETTINGS = ("run.updates=8", "run.valid_every=4", "run.checkpoint_every=2", "run.log_every=1")
@@ -202,6 +204,42 @@ def test_a_signal_ends_a_run_after_its_update(
     assert updates_of(tmp_path / "train.csv") == list(range(1, 9))
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_all_processes_loses_no_checkpoint(corpus, tmp_path, number, code):
+    """Ctrl-C and service managers signal the loader's processes too."""
+    sizes = (*TINY, *SIZES["digits"], *SETTINGS, "data.workers=2", "run.updates=100000")
+    settings = [part for s in sizes for part in ("--set", s)]
+    arguments = ["train", "--data", str(corpus), "--out", str(tmp_path), *settings]
+    with python_group("import sys, tests.conftest; " + CALL_MAIN, *arguments) as process:
+        until(lambda: (tmp_path / "last.ckpt").is_file() or process.poll() is not None)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert f"stopped by {number.name}" in said
+    assert "Traceback" not in said
+    last = max(updates_of(tmp_path / "train.csv"))
+    assert load_checkpoint(tmp_path / "last.ckpt").updates == last > 2
+
+
+CALL_MAIN = "from edge_imputer.cli.main import main; main(sys.argv[1:])"
+
+
+def until(happened: Callable[[], bool], limit_s: float = 120.0) -> None:
+    end = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def interruptible():
+    """SIGINT raises, as in a terminal; where tests run in the background it may be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_is_not_held_back():
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)

@@ -7,6 +7,7 @@ workers nor where a run was resumed changes what a model sees.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 20  # utterances tried in one's place before the corpus is called unusable
 PREFETCH = 4  # batches that a worker is ahead
+GRACE_S = 30  # from a SIGTERM to a worker until it ends, unless its training process does
 
 
 CleanFeatures = tuple[Float32, str, tuple[Span, ...]]
@@ -331,4 +333,16 @@ def loader(
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_outlive_signals if workers else None,
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let the training process answer a signal that all of its processes get.
+
+    Ctrl-C reaches the workers too, and so does the SIGTERM of a service manager. A worker that
+    ended at once would take the run's last checkpoint with it. It ends with its training process;
+    or, where that only ends the worker, after a moment.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
