@@ -85,11 +85,13 @@ def chosen(row: Row, where: str) -> bool:
 
 
 def rows_of(path: Path, inside: str | None) -> list[Row]:
-    """Rows of a command's JSON: the list under the dotted key `inside`, or the one object."""
+    """Rows of a command's JSON: the list at the dotted key `inside`, or the whole, less its lists."""
     found: Any = json.loads(path.read_text("utf-8"))
     for part in inside.split(".") if inside else []:
         found = found[part]
-    return found if isinstance(found, list) else [found]
+    if isinstance(found, list):
+        return found
+    return [{key: value for key, value in found.items() if not isinstance(value, list)}]
 
 
 def dump(tables: dict[str, list[Row]]) -> str:

@@ -143,7 +143,19 @@ def bench_loss(bundle: Path | None) -> dict[str, Any]:
         )
     figures = {key: float(f"{value:.4g}") for key, value in benchmark.figures(rows).items()}
     table("Summary: one thread, geometric means", ["figure", "value"], list(figures.items()))
-    return {**figures, "measured_on": benchmark.describe(), "rows": msgspec.to_builtins(rows)}
+    speedups = [
+        {
+            "speedup_vs_reduction": round(row.speedup("reduction"), 2),
+            "speedup_vs_torch_ctc": round(row.speedup("torch ctc"), 2),
+        }
+        for row in rows
+    ]
+    plain: list[dict[str, Any]] = msgspec.to_builtins(rows)
+    return {
+        **figures,
+        "measured_on": benchmark.describe(),
+        "rows": [{**row, **more} for row, more in zip(plain, speedups, strict=True)],
+    }
 
 
 def bench_attention(bundle: Path | None) -> dict[str, Any]:
@@ -166,7 +178,17 @@ def bench_attention(bundle: Path | None) -> dict[str, Any]:
         )
     figures = {key: float(f"{value:.4g}") for key, value in benchmark.figures(rows).items()}
     table("Summary: one thread", ["figure", "value"], list(figures.items()))
-    return {**figures, "measured_on": benchmark.describe(), "rows": msgspec.to_builtins(rows)}
+    by_length: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        by_length.setdefault((row.where, row.n_frames), {})[row.method] = row.ms
+    return {
+        **figures,
+        "measured_on": benchmark.describe(),
+        "rows": msgspec.to_builtins(rows),
+        "by_length": [
+            {"where": where, "n_frames": n, "ms": ms} for (where, n), ms in by_length.items()
+        ],
+    }
 
 
 def _by_length(title: str, values: Mapping[tuple[int, str], float]) -> None:

@@ -219,21 +219,31 @@ def _grouped(decoded: Sequence[Decoded], key: Callable[[Decoded], str]) -> dict[
     return groups
 
 
+def _interval(name: str, rate: Interval) -> dict[str, float]:
+    return {
+        name: round(rate.value, 4),
+        f"{name}_low": round(rate.low, 4),
+        f"{name}_high": round(rate.high, 4),
+    }
+
+
 def figures_of(results: Results) -> dict[str, Any]:
     """Plain numbers for a program."""
     accuracy, keywords = results.accuracy, results.keywords
+    made_by = _grouped(results.isolated["onnx"], lambda d: d.clip.record.engine or "people")
+    figures: dict[str, Any] = {**_interval("digit_accuracy", accuracy), "n_isolated": accuracy.n}
+    if len(made_by) > 1:
+        for name, decoded in made_by.items():
+            figures |= _interval(f"digit_accuracy_{name}", exact(decoded))
+    for name, rate in results.wer.items():
+        passes = name.strip("()").replace(",", "_")
+        figures |= _interval(f"wer_{passes}" if "," in name else f"wer_k{passes}", rate)
+    recall: dict[str, Any] = {"keyword_recall": None}
+    if keywords:
+        recall = _interval("keyword_recall", keywords.recall)
     return {
-        "digit_accuracy": round(accuracy.value, 4),
-        "digit_accuracy_low": round(accuracy.low, 4),
-        "digit_accuracy_high": round(accuracy.high, 4),
-        "n_isolated": accuracy.n,
-        **{f"wer_k{k}": round(results.wer[str(k)].value, 4) for k in N_STEPS},
-        **{
-            f"wer_{name.strip('()').replace(',', '_')}": round(rate.value, 4)
-            for name, rate in results.wer.items()
-            if "," in name
-        },
-        "keyword_recall": round(keywords.recall.value, 4) if keywords else None,
+        **figures,
+        **recall,
         "keyword_extra_detections": keywords.n_extra if keywords else None,
         "keyword_threshold": keywords.threshold if keywords else None,
         "sequence_hours": round(keywords.hours, 4) if keywords else None,
