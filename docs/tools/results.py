@@ -85,7 +85,7 @@ def chosen(row: Row, where: str) -> bool:
 
 
 def rows_of(path: Path, inside: str | None) -> list[Row]:
-    """Rows of a command's JSON: the list at the dotted key `inside`, or the whole, less its lists."""
+    """Rows of a command's JSON: the list at the dotted key `inside`; or all of it but lists."""
     found: Any = json.loads(path.read_text("utf-8"))
     for part in inside.split(".") if inside else []:
         found = found[part]
