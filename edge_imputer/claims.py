@@ -7,6 +7,7 @@ rate only below 4 an hour; below one in two hours takes at least 6 hours without
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Literal
 
 from .measured import FalseAlarmRate, Interval, Measured, OperatingPoint, Record
@@ -30,14 +31,14 @@ def false_alarm_claim(rate: FalseAlarmRate, target: float) -> Claim:
     text = f"Fires wrongly at most {how_often(target)}."
     counted = f"{_times(rate.count)} in {rate.hours:.2f} h"
     if rate.upper <= target:
-        why = f"{counted}: at 95 %, fewer than {_number(rate.upper)} an hour"
+        why = f"{counted}: at 95 %, fewer than {_at_most(rate.upper)} an hour"
         return Claim(text=text, verdict="supported", why=why)
     if rate.low > target:
-        why = f"{counted}: at 95 %, more than {_number(rate.low)} an hour"
+        why = f"{counted}: at 95 %, more than {_at_least(rate.low)} an hour"
         return Claim(text=text, verdict="refuted", why=why)
     why = (
-        f"{counted} only says, at 95 %, fewer than {_number(rate.upper)} an hour; the claim needs "
-        f"at least {hours_needed(0, target):.1f} h without any"
+        f"{counted} only says, at 95 %, fewer than {_at_most(rate.upper)} an hour; the claim "
+        f"needs at least {hours_needed(0, target):.1f} h without any"
     )
     return Claim(text=text, verdict="unsupported", why=why)
 
@@ -58,7 +59,8 @@ def operating_point_claims(point: OperatingPoint) -> list[Claim]:
     rate = measured.false_alarms
     claims = [] if target is None else [false_alarm_claim(rate, target)]
     if not claims or claims[0].verdict != "supported":
-        text = f"Fires wrongly fewer than {_number(rate.upper)} times an hour, at 95 % confidence."
+        limit = _at_most(rate.upper)
+        text = f"Fires wrongly fewer than {limit} times an hour, at 95 % confidence."
         why = f"{_times(rate.count)} in {rate.hours:.2f} h"
         claims.append(Claim(text=text, verdict="supported", why=why))
     return claims
@@ -133,6 +135,18 @@ def _times(count: int) -> str:
     return {0: "no false alarm", 1: "1 false alarm"}.get(count, f"{count} false alarms")
 
 
-def _number(value: float) -> str:
-    """Two significant digits below ten, whole numbers above."""
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+def _at_most(value: float) -> str:
+    """An upper limit, never rounded below itself: what is written must be borne out as well."""
+    return _number(value, ROUND_CEILING)
+
+
+def _at_least(value: float) -> str:
+    """A lower limit, never rounded above itself."""
+    return _number(value, ROUND_FLOOR)
+
+
+def _number(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
+    """Two significant digits below ten, whole numbers above; `rounding` is one of `decimal`'s."""
+    exact = Decimal(value)
+    last_digit = Decimal(1).scaleb(min(0, exact.adjusted() - 1))
+    return f"{float(exact.quantize(last_digit, rounding)):.15g}"

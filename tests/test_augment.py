@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_imputer.errors import DataError, SpecError
-from edge_imputer.train.data import Augmenter, AugmentSpec, NoiseBank, RoomBank
+from edge_imputer.train.data import Augmenter, AugmentSpec, Clip, NoiseBank, RoomBank
 from edge_imputer.train.data.augment import (
     active_level,
     at_speed,
@@ -84,22 +84,33 @@ def spectrum_db(x: np.ndarray, low_hz: float, high_hz: float) -> float:
     seconds=st.floats(0.4, 3.0),
     room=st.sampled_from([0.0, 1.0]),
     kinds=st.sampled_from([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]),
+    gain_db=st.floats(-15, 12),
     seed=st.integers(0, 2**32),
 )
-def test_snr_is_the_one_asked_for_within_a_fifth_of_a_decibel(snr_db, seconds, room, kinds, seed):
+def test_snr_is_the_one_asked_for_within_a_fifth_of_a_decibel(
+    snr_db, seconds, room, kinds, gain_db, seed
+):
     rng = np.random.default_rng(seed)
     noises = NoiseBank(colour_tracks(RATE, 0.0, 2.0), *other_noises())
     spec = with_values(
-        snr_db=(snr_db, snr_db), quiet=0.0, room=room, noise_files=kinds[0], babble=kinds[1]
+        snr_db=(snr_db, snr_db),
+        gain_db=(gain_db, gain_db),
+        quiet=0.0,
+        room=room,
+        noise_files=kinds[0],
+        babble=kinds[1],
     )
     clip = clips(1, seconds)[0]
+    clip = Clip(clip.record, clip.waveform * np.float32(0.9 / np.abs(clip.waveform).max()))
     mixed = Augmenter(spec, sample_rate=RATE, noises=noises).utterance([clip], rng)
     assert mixed.noise is not None
     measured = db(active_power(mixed.speech) / power(mixed.noise))
     assert measured == pytest.approx(snr_db, abs=0.2)
-    # The components are what the utterance is made of.
-    whole = np.clip(mixed.speech + mixed.noise, -1.0, 1.0)
-    np.testing.assert_allclose(mixed.waveform, whole, atol=1e-6)
+    # The utterance is these components, both louder or softer alike: nothing is cut off.
+    whole = mixed.speech + mixed.noise
+    gain = min(10 ** (gain_db / 20), 1 / np.abs(whole).max())
+    np.testing.assert_allclose(mixed.waveform, gain * whole, atol=1e-5)
+    assert np.abs(mixed.waveform).max() <= 1.0
 
 
 def active_power(speech: np.ndarray) -> float:

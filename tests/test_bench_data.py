@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from edge_imputer.cli.main import main
-from edge_imputer.train.data import Augmenter, AugmentSpec, NoiseBank, benchmark
+from edge_imputer.train.data import (
+    Augmenter,
+    AugmentSpec,
+    NoiseBank,
+    benchmark,
+    write_manifest,
+)
 from edge_imputer.train.data.augment import colour_tracks
 from edge_imputer.train.data.benchmark import FULL, Row, figures
 
@@ -64,6 +70,12 @@ def test_memory_is_measured_and_grows_with_the_rows() -> None:
     grown = float(run_python(code))
     # 200,000 rows of 16 bytes in the manifest, and two int32 in the plan: 4.6 MB at least.
     assert 4.5 < grown < 15
+
+
+def test_memory_is_measured_of_what_training_does(tmp_path: Path, caplog) -> None:
+    write_manifest(tmp_path, benchmark._rows(1000))
+    benchmark._draw(tmp_path, 3)
+    assert "left out 10 of 1000 clips (no transcript: 10)" in caplog.text
 
 
 def test_the_command_prints_and_writes_the_figures(

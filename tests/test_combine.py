@@ -12,6 +12,7 @@ import soundfile
 from edge_imputer.errors import DataError
 from edge_imputer.train.data import ClipRecord, Manifest, read_clip, write_manifest
 from edge_imputer.train.data.combine import concatenate, merge
+from edge_imputer.train.improving.continuing import write_corpus
 
 RATE = 8000
 
@@ -50,6 +51,21 @@ def test_merged_lines_lead_to_the_same_audio(tmp_path: Path) -> None:
         assert np.array_equal(
             read_clip(both.folder, record, RATE), read_clip(folder, original, RATE)
         )
+
+
+def test_paths_lead_to_the_audio_through_links(tmp_path: Path) -> None:
+    corpus(tmp_path / "disk" / "far" / "a", 2, split="train")
+    (tmp_path / "other" / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "a").symlink_to(tmp_path / "disk" / "far" / "a")
+    (tmp_path / "runs").symlink_to(tmp_path / "other" / "deep" / "er")
+    part = Manifest.open(tmp_path / "a")
+    merge([part], tmp_path / "runs" / "out")
+    write_corpus(part, None, None, tmp_path / "runs" / "more", share=0.3, drawn=True)
+    for name in ("out", "more"):
+        both = Manifest.open(tmp_path / "runs" / name)
+        for record, original in zip(both, part, strict=True):
+            heard = read_clip(both.folder, record, RATE)
+            assert np.array_equal(heard, read_clip(part.folder, original, RATE))
 
 
 def test_only_the_splits_asked_for(tmp_path: Path) -> None:

@@ -143,7 +143,10 @@ def _resolved(folder: Path, rows: list) -> list:
     return [msgspec.structs.replace(r, audio=str(folder / r.audio)) for r in rows]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_model(home, improved, tmp_path, monkeypatch):
+@pytest.mark.parametrize("between_renames", [False, True])
+def test_a_run_that_was_killed_goes_on_to_the_same_model(
+    home, improved, tmp_path, monkeypatch, between_renames
+):
     out, _ = improved
     saves = []
     original = Store.save
@@ -159,6 +162,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_model(home, improved, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             improve(options(home, tmp_path / "out", **GOOD))
         assert not (tmp_path / "out" / "improved.ckpt").exists()
+        if between_renames:  # the last checkpoint is the one before, and the next not in place
+            run = tmp_path / "out" / "run"
+            (run / "last.ckpt").replace(run / "previous.ckpt")
         improve(options(home, tmp_path / "out", **GOOD))
     assert len(saves) == 5  # one every 16 of 80 updates, none of them twice
     one, two = (read_raw(f / "improved.ckpt")["state_dict"] for f in (out, tmp_path / "out"))
@@ -338,6 +344,16 @@ def test_saved_clips_are_sorted_out(tmp_path):
         collect(*places, ["stop"], keep_back=1.0)
     with pytest.raises(DataError, match=r"all 20 clips .* are kept back"):
         collect(tmp_path / "again", None, ["stop"], keep_back=0.999999)
+
+
+def test_linked_clips_say_what_their_folder_says(tmp_path):
+    rng = np.random.default_rng(0)
+    write_clip(tmp_path / "elsewhere" / "a.wav", sound("up", rng))
+    linked = tmp_path / "misses" / "stop"
+    linked.mkdir(parents=True)
+    (linked / "b.wav").symlink_to(tmp_path / "elsewhere" / "a.wav")
+    found = collect(None, tmp_path / "misses", ["hey lamp", "stop"], keep_back=0.0)
+    assert [(c.path, c.keyword) for c in found.clips] == [(linked / "b.wav", "stop")]
 
 
 def test_a_long_false_fire_is_cut_to_where_it_fires(home, tmp_path):

@@ -298,6 +298,7 @@ def test_unusable_clips_cost_a_line(tmp_path: Path, words: Path, talk: Path) -> 
         ("no positives", "clips that say a keyword, found none in talk test"),
         ("no negatives", "found 0 hours in talk valid; give --negatives"),
         ("no tuning", "to choose a threshold on, found none in quiet valid"),
+        ("no tuned word", "a keyword to choose a threshold on, found none in talk valid"),
     ],
 )
 def test_what_is_missing_is_named(
@@ -310,6 +311,8 @@ def test_what_is_missing_is_named(
         test = Material([_without_keywords(test.negatives[0])], test.negatives)
     elif case == "no negatives":
         test = Material(test.positives, [empty])
+    elif case == "no tuned word":
+        valid = Material([empty], valid.negatives)
     else:
         valid = Material(valid.positives, [open_data_set(quiet, "valid")])
     made = runner(tmp_path)

@@ -94,6 +94,40 @@ def test_rows_are_found_by_number_slice_and_mask(tmp_path, records):
         opened.durations[0] = 1.0
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_rows_of_rows_are_the_rows(tmp_path_factory, data):
+    """Slices share, masks of most rows number them, others copy: all answer alike."""
+    folder = tmp_path_factory.mktemp("rows")
+    kept = [record(i) for i in range(20)]
+    write_manifest(folder, kept)
+    opened = Manifest.open(folder)
+    for _ in range(3):
+        n = len(kept)
+        numbers = st.lists(st.integers(-n, n - 1), max_size=30) if n else st.just([])
+        kinds = [st.lists(st.booleans(), min_size=n, max_size=n), numbers]
+        border = st.integers(0, n)
+        kinds.append(st.tuples(border, border).map(lambda ends: list(range(*sorted(ends)))))
+        chosen = data.draw(st.one_of(kinds))
+        mask = bool(chosen) and isinstance(chosen[0], bool)
+        numbers_of = [i for i, wanted in enumerate(chosen) if wanted] if mask else chosen
+        kept = [kept[i] for i in numbers_of]
+        opened = pickle.loads(pickle.dumps(opened.where(chosen)))
+        assert list(opened) == kept
+        assert [opened[i] for i in range(len(kept))] == kept
+        assert opened.durations.tolist() == [r.duration_s for r in kept]
+        with pytest.raises(IndexError):
+            opened[len(kept)]
+        with pytest.raises(IndexError):
+            opened.where([len(kept) - 1, len(kept)])
+
+
+def test_neighbouring_rows_are_not_copied(tmp_path, records):
+    opened = Manifest.open(tmp_path)
+    for chosen in (np.arange(20) > 3, range(4, 20)):
+        assert np.shares_memory(opened.where(chosen).durations, opened.durations)
+
+
 def test_one_split_is_opened_alone(tmp_path, records):
     opened = Manifest.open(tmp_path / "manifest.jsonl", split="valid")
     assert list(opened) == [r for r in records if r.split == "valid"]

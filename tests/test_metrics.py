@@ -22,6 +22,7 @@ from edge_imputer.metrics import (
     false_alarm_rate,
     hours_needed,
     paired_difference,
+    poisson_interval,
     wilson_interval,
 )
 from edge_imputer.metrics.special import beta_i, beta_quantile, gamma_p, gamma_quantile
@@ -111,6 +112,14 @@ def test_paired_difference_of_the_same_system_is_nothing() -> None:
     assert found.p_value == 1.0
     with pytest.raises(DataError, match="3 and 2"):
         paired_difference([1, 2, 0], [1, 2], [5, 5, 5])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_few_differences_are_no_evidence_however_often_resampled(n: int) -> None:
+    first = [1] * n + [0] * 3
+    found = paired_difference(first, [0] * (n + 3), [5] * (n + 3))
+    assert found.p_value >= 2 * 0.5**n  # signs thrown at random agree as often
+    assert paired_difference([1] * n, [0] * n, [5] * n).p_value == 2 * 0.5**n
 
 
 def test_paired_bootstrap_finds_differences_by_chance_as_often_as_it_says() -> None:
@@ -282,6 +291,15 @@ def test_poisson_covers_simulated_alarms() -> None:
     found = [false_alarm_rate(int(k), hours) for k in rng.poisson(truth * hours, 2000)]
     covered = np.mean([r.low <= truth <= r.high for r in found])
     assert covered >= 0.95 - 4 * (0.95 * 0.05 / 2000) ** 0.5
+
+
+def test_poisson_interval_of_more_errors_than_tokens() -> None:
+    found = poisson_interval(10, 5)
+    assert (found.value, found.n) == (2.0, 5)
+    assert (found.low, found.high) == pytest.approx((4.795 / 5, 18.390 / 5), rel=1e-3)
+    for k, n in ((-1, 5), (0, 0)):
+        with pytest.raises(DataError, match="n >= 1"):
+            poisson_interval(k, n)
 
 
 def test_hours_of_the_rule_of_three() -> None:

@@ -285,6 +285,30 @@ def test_a_corpus_of_noises_is_repeatable_and_goes_on(tmp_path: Path) -> None:
         synthesize_noises(plan, tmp_path / "a")
 
 
+def test_noises_of_a_killed_run_are_not_made_again(tmp_path: Path) -> None:
+    """Killed twice, both times in the middle of a line: no manifest, and the journal is read."""
+    plan = NoisePlan(0.005, {"train": ["hum"]}, clip_s=2.0)
+    n = len(plan.rows())
+    for n_made in (1, 2):
+        journal = b""
+
+        def stop(done: int, total: int, n_made: int = n_made) -> None:
+            nonlocal journal
+            journal = (tmp_path / "manifest.part.jsonl").read_bytes()
+            if done == n_made:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            synthesize_noises(plan, tmp_path, on_clip=stop)
+        (tmp_path / "manifest.jsonl").unlink()
+        (tmp_path / "manifest.part.jsonl").write_bytes(journal + b'{"audio": "ha')
+    made: list[int] = []
+    synthesize_noises(plan, tmp_path, on_clip=lambda done, total: made.append(done))
+    assert made == list(range(3, n + 1))
+    assert len(read_manifest(tmp_path)) == n
+    assert not (tmp_path / "manifest.part.jsonl").exists()
+
+
 def test_the_command_makes_noises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "noises")
     kinds = ["--kinds", "train=hum,babble", "--kinds", "test=rain"]

@@ -91,6 +91,32 @@ def test_a_claim_turns_exactly_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
+    ("count", "hours", "shown"),
+    [
+        (0, 0.742, "4.1"),  # 4.037: "fewer than 4" would say more than was measured
+        (3, 7.0, "1.2"),  # 1.108
+        (9, 1.5, "11"),  # 10.47
+        (0, 300.0, "0.01"),  # 0.00999
+    ],
+)
+def test_upper_limits_are_never_rounded_down(count: int, hours: float, shown: str) -> None:
+    rate = false_alarm_rate(count, hours)
+    (claim,) = operating_point_claims(point(count, hours, target_fa_per_hour=None))
+    assert claim.text == f"Fires wrongly fewer than {shown} times an hour, at 95 % confidence."
+    assert float(shown) >= rate.upper
+    assert f"fewer than {shown} an hour" in false_alarm_claim(rate, rate.upper).why
+    assert f"fewer than {shown} an hour" in false_alarm_claim(rate, 0.99 * rate.upper).why
+
+
+def test_lower_limits_are_never_rounded_up() -> None:
+    rate = false_alarm_rate(60, 70.0)  # at least 0.6541 an hour
+    claim = false_alarm_claim(rate, 0.5)
+    assert claim.verdict == "refuted"
+    assert "more than 0.65 an hour" in claim.why
+    assert "more than 0.67 an hour" in false_alarm_claim(false_alarm_rate(60, 68.0), 0.5).why
+
+
+@pytest.mark.parametrize(
     ("rate", "words"),
     [
         (0.5, "about once in 2 hours"),

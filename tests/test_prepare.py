@@ -271,6 +271,35 @@ def test_copies_are_the_clips_at_the_rate_asked_for(tmp_path):
         assert abs(sf.info(tmp_path / "wav" / c.audio).frames - n) <= 1
 
 
+def test_a_copy_that_was_cut_short_is_made_again(tmp_path, many):
+    out = tmp_path / "out"
+    prepare_corpus("words", many, out, copy="flac")
+    copies = sorted((out / "audio").rglob("*.flac"))
+    whole = [path.read_bytes() for path in copies]
+    copies[0].write_bytes(b"")
+    copies[1].write_bytes(whole[1][:-9])
+    copies[2].unlink()
+    prepare_corpus("words", many, out, copy="flac")
+    assert [path.read_bytes() for path in copies] == whole
+
+
+def test_copies_are_not_written_into_the_corpus_they_are_of(tmp_path, many):
+    (tmp_path / "link").symlink_to(many)
+    for out in (many / "out", many, tmp_path / "link" / "out"):
+        with pytest.raises(DataError, match="outside of"):
+            prepare_corpus("words", many, out, copy="flac")
+    assert sorted(path.name for path in many.iterdir()) == ["door", "lamp"]
+
+
+def test_relative_paths_lead_to_the_audio_through_links(tmp_path, many):
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "other" / "deep")
+    prepare_corpus("words", many, tmp_path / "runs" / "out", relative=True)
+    prepared = Manifest.open(tmp_path / "runs" / "out")
+    assert not Path(prepared[0].audio).is_absolute()
+    assert len(read_clip(prepared.folder, prepared[0], RATE)) == round(0.02 * RATE)
+
+
 def test_copies_of_dropped_clips_are_removed(tmp_path):
     root = tmp_path / "in"
     for word in ("lamp", "door"):

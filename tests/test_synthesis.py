@@ -381,6 +381,9 @@ def test_a_killed_run_leaves_a_journal_that_is_read(tmp_path: Path) -> None:
     journal.write_bytes(manifest.read_bytes() + b'{"audio": "half a li')
     manifest.unlink()
     assert len(read_rows(tmp_path)) == 6
+    whole = manifest_rows(tmp_path)
+    kill_at_the_first_clip(tmp_path, ["yes", "no"])  # and killed once more
+    assert [row for row in read_rows(tmp_path) if row.text == "yes"] == whole
     assert make(ToneEngine(), ["yes"], tmp_path).n_present == 6
     assert not journal.exists()
     lost = next((tmp_path / "audio").rglob("*.flac"))
@@ -389,6 +392,25 @@ def test_a_killed_run_leaves_a_journal_that_is_read(tmp_path: Path) -> None:
     manifest.write_text('{"audio": 1}\n')
     with pytest.raises(SynthesisError, match=r"line 1: expected a synthetic clip"):
         make(ToneEngine(), ["yes"], tmp_path)
+
+
+def manifest_rows(out: Path) -> list[ClipRow]:
+    return [row for row in read_rows(out) if row.text == "yes"]
+
+
+def kill_at_the_first_clip(out: Path, texts: list[str]) -> None:
+    """As by SIGKILL: nothing is written after it, in the middle of a line at that."""
+    kept: dict[Path, bytes] = {}
+
+    def stop(made: Made) -> None:
+        kept.update({p: p.read_bytes() for p in out.glob("manifest.part.jsonl")})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(ToneEngine(), texts, out, on_clip=stop)
+    (out / "manifest.jsonl").unlink()
+    for path, data in kept.items():
+        path.write_bytes(data + b'{"audio": "half')
 
 
 def test_more_texts_can_be_added_but_not_other_settings_or_splits(tmp_path: Path) -> None:
@@ -557,6 +579,10 @@ def test_the_command_lists_engines(capsys: pytest.CaptureFixture[str]) -> None:
         (["speech", "OUT", "yes", "--voices", "0"], "expected --voices N or ENGINE=N"),
         (["speech", "OUT", "yes", "--engine", "say"], "expected one of the engines"),
         (["speech", "OUT", "yes", "--test", "say"], "to hold out, got 'say'"),
+        (["speech", "OUT", "yes", "--rate", "0", "0"], "rates above 0, the lower first, got"),
+        (["speech", "OUT", "yes", "--rate", "1.2", "0.8"], "rates above 0, the lower first, got"),
+        (["speech", "OUT", "yes", "--rate", "1", "inf"], "rates above 0, the lower first, got"),
+        (["speech", "OUT", "yes", "--pitch", "nan", "1"], "pitches, the lower first, got"),
         (
             ["speech", "OUT", "--digits", "--near-misses", "3"],
             "expected a TEXT to find near misses",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,22 +14,28 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from torch import nn
 
 from edge_imputer.cli.main import main
 from edge_imputer.errors import CheckpointError, DataError, SpecError
 from edge_imputer.train.checkpoint import KEY, load_checkpoint, read_raw
+from edge_imputer.train.data import Featurizer, Manifest, write_manifest
 from edge_imputer.train.recipe import Recipe
 from edge_imputer.train.tasks import build_task
 from edge_imputer.train.trainer import Material, read_corpus, read_initial, train
 from edge_imputer.train.trainer import store as store_module
+from edge_imputer.train.trainer.feeding import make_plan
 from edge_imputer.train.trainer.logbook import Table
+from edge_imputer.train.trainer.loop import Loop
 from edge_imputer.train.trainer.optimization import MovingAverage, mean_weights
+from edge_imputer.train.trainer.sources import labelled
+from edge_imputer.train.trainer.surroundings import make_augmenter
 
 from .conftest import import_or_skip
 from .processes import ROOT
-from .training_cases import tiny_recipe, write_corpus
+from .training_cases import RATE, tiny_recipe, write_corpus
 
 # Every part of a run's state is in use: moving average, running means over several updates,
 # patience, weights to average, dropout, masks, two micro-batches an update.
@@ -262,9 +269,8 @@ def test_a_mean_of_half_precision_weights_keeps_its_type():
 
 def test_a_run_stops_early_and_keeps_its_best(data, tmp_path, monkeypatch):
     """Measures 3, 1, 2, 2: the second is the best, and two worse ones end the run."""
-    from edge_imputer.train.trainer.loop import Loop
-
-    measures = iter([3.0, 1.0, 2.0, 2.0])
+    # The first look, before the first update, is whether there is such a measure.
+    measures = iter([9.0, 3.0, 1.0, 2.0, 2.0, 0.5, 0.4])
     monkeypatch.setattr(Loop, "measure", lambda self, valid: {"wer": next(measures)})
     settings = [
         "run.updates=20",
@@ -280,12 +286,14 @@ def test_a_run_stops_early_and_keeps_its_best(data, tmp_path, monkeypatch):
     assert [row["wer"] for row in table(tmp_path / "valid.csv")] == ["3", "1", "2", "2"]
     assert run(data, tmp_path, *settings, resume=True) == path  # an ended run stays ended
     assert load_checkpoint(tmp_path / "last.ckpt").updates == 8
+    patient = [*settings[:-2], "run.patience=0", settings[-1]]
+    run(data, tmp_path, *patient, "run.valid_every=10", resume=True)  # unless told otherwise
+    assert load_checkpoint(tmp_path / "last.ckpt").updates == 20
+    assert load_checkpoint(path).updates == 20
 
 
 def test_the_best_weights_are_averaged(data, tmp_path, monkeypatch):
-    from edge_imputer.train.trainer.loop import Loop
-
-    measures = iter([0.3, 0.1, float("nan"), 0.2])
+    measures = iter([0.0, 0.3, 0.1, float("nan"), 0.2])
     monkeypatch.setattr(Loop, "measure", lambda self, valid: {"recall": next(measures)})
     settings = ["run.updates=8", "run.valid_every=2", "run.monitor=recall", "run.average=2"]
     run(data, tmp_path, *settings, "run.result=average-best")
@@ -298,6 +306,7 @@ def test_the_best_weights_are_averaged(data, tmp_path, monkeypatch):
 def test_a_measure_that_there_is_not_is_refused(data, tmp_path):
     with pytest.raises(SpecError, match=r"run.monitor: expected one of .*wer_k1.*, got 'wre'"):
         run(data, tmp_path, "run.monitor=wre")
+    assert not (tmp_path / "train.csv").exists()  # it is seen before the first update
     with pytest.raises(SpecError, match="need a valid split"):
         run((data[0], None), tmp_path, "run.result=best")
 
@@ -408,6 +417,49 @@ def test_a_corpus_read_clip_by_clip_trains_to_the_same_weights(corpus, data, tmp
         assert torch.equal(value, weights[name]), name
 
 
+def test_babble_and_noises_do_without_a_corrupt_clip(corpus, tmp_path, monkeypatch, caplog):
+    from edge_imputer.train.trainer import sources
+
+    folder = shutil.copytree(corpus, tmp_path / "data")
+    for name in ("ann-ab-0.wav", "hum.wav"):
+        samples = np.full(2 * RATE, 0.1, np.float32)
+        samples[7] = np.nan
+        sf.write(folder / name, samples, RATE, subtype="FLOAT")
+    sf.write(folder / "rain.wav", np.random.default_rng(0).uniform(-0.1, 0.1, RATE), RATE)
+    records = list(Manifest.open(folder))
+    noise = next(record for record in records if record.label == "_noise_")
+    rain = msgspec.structs.replace(noise, audio="rain.wav", duration_s=1.0)
+    write_manifest(folder, [*records, rain])
+    monkeypatch.setattr(sources, "IN_MEMORY_S", 0.0)
+    lazy = read_corpus(folder, tiny_recipe().data, RATE)
+    wanted = ("augment.babble=0.5", "augment.noise_files=0.5")
+    augmenter = make_augmenter(lazy[0], tiny_recipe("digits", *wanted), tmp_path)
+    assert augmenter.noises.has("babble")
+    assert augmenter.noises.has("recorded")
+    said = [r.getMessage() for r in caplog.records]
+    assert [sum(name in text for text in said) for name in ("ann-ab-0.wav", "hum.wav")] == [1, 1]
+
+
+def test_windows_fill_the_budget_whatever_the_clips_lengths_are(corpus):
+    recipe = tiny_recipe(
+        "wake-word",
+        "batches={kind='bucketed', frames=1000, least=2}",
+        "augment.speeds=[0.5, 1.0]",
+    )
+    material, _ = read_corpus(corpus, recipe.data, RATE)
+    material = labelled(material)
+    spec = recipe.task.make_spec(recipe.features, recipe.encoder, ("ab", "ba", "abba"))
+    plan = make_plan(material, recipe, spec, Featurizer(spec), 1)
+    window = spec.encoder.window_frames
+    sizes = {len(plan.update(i)) for i in range(plan.updates_per_epoch)}
+    assert max(sizes) == 1000 // window
+    (frames,) = {
+        len(Featurizer(spec).features(np.zeros(round(d.window_s * RATE), np.float32)))
+        for d in plan.update(0)
+    }
+    assert frames == window
+
+
 def test_the_command_trains_draws_and_names_its_checkpoint(corpus, tmp_path, capsys):
     from .training_cases import SIZES, TINY
 
@@ -466,6 +518,24 @@ def test_files_of_other_people_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     store_module.remove_run(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_new_run_does_not_go_on_with_an_old_one(data, tmp_path, monkeypatch):
+    """Neither where it dies before its first checkpoint, nor by the checkpoint before."""
+    run(data, tmp_path)
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(Loop, "run", crash)
+    with pytest.raises(Crash):
+        run(data, tmp_path)
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_a_seed_may_be_any_number(data, tmp_path):
+    path = run(data, tmp_path, "run.seed=99999999999999")
+    assert load_checkpoint(path).recipe.run.seed == 99_999_999_999_999
 
 
 def test_fresh_weights_come_from_the_seed(data, tmp_path):

@@ -116,6 +116,18 @@ def test_a_disk_full_from_the_start_says_that_there_is_no_checkpoint(data, tmp_p
         assert "there is no earlier checkpoint" in refused(data, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's
+def test_a_full_disk_is_said_once_where_both_tables_wait(data, tmp_path, monkeypatch):
+    """What is flushed while the run ends must not hide why it ends."""
+    with file_size_limit() as fill:
+        full = at_update(monkeypatch, 5, lambda: fill(16))
+        with full:
+            said = refused(data, tmp_path, "run.valid_every=1")
+    assert said.startswith(str(tmp_path))
+    assert "File too large" in said
+    assert "last.ckpt is whole: go on with --resume" in said
+
+
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_an_update_that_is_not_finite_is_skipped(data, tmp_path, monkeypatch, caplog, kind):
     """The weights, the optimiser and batch norm's statistics are as if it had not been."""
@@ -177,6 +189,25 @@ def test_out_of_memory_says_what_to_lower(unbroken, data, tmp_path, monkeypatch)
     assert_same_weights(run(data, tmp_path, resume=True), unbroken)
     more = run(data, tmp_path, "run.accumulate=2", "run.updates=10", resume=True)
     assert load_checkpoint(more).updates == 10
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "when", "what"),
+    [
+        (ImputerTask, "validate", "validation after update 4", "a batch of 4 x "),
+        (torch.optim.AdamW, "step", "update 1", "the optimiser's step ("),
+    ],
+)
+def test_out_of_memory_is_said_wherever_it_is(
+    data, tmp_path, monkeypatch, owner, method, when, what
+):
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(owner, method, exhausted)
+    said = refused(data, tmp_path)
+    assert said.startswith(f"{when}: out of memory on {what}")
+    assert "Tried to allocate 2.00 GiB" in said
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -6,6 +6,7 @@ the digits recipe's, the demo's: small data, a few minutes on two cores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -169,10 +170,10 @@ class OptimizerSection(Spec, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise `SpecError` on values that cannot train."""
-        if not self.learning_rate > 0:
-            raise SpecError(
-                f"optimizer.learning_rate: expected one above 0, got {self.learning_rate}"
-            )
+        for name in ("learning_rate", "epsilon"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise SpecError(f"optimizer.{name}: expected one above 0, and finite, got {value}")
         _at_least(
             "optimizer",
             0,
@@ -186,7 +187,7 @@ class OptimizerSection(Spec, frozen=True, kw_only=True):
                 raise SpecError(f"optimizer.{name}: expected 0 or more and below 1, got {share}")
         if not 0 <= self.floor <= 1:
             raise SpecError(f"optimizer.floor: expected 0 to 1, got {self.floor}")
-        if any(not (0 <= share < 1 and factor > 0) for share, factor in self.steps):
+        if any(not (0 <= share < 1 and 0 < factor < math.inf) for share, factor in self.steps):
             raise SpecError(
                 "optimizer.steps: expected pairs of a share of the updates and a factor above 0, "
                 f"got {self.steps}"
@@ -343,5 +344,6 @@ def _converted(tables: dict[str, Any], source: str) -> Recipe:
 
 def _at_least(section: str, least: int, /, **values: float) -> None:
     for name, value in values.items():
-        if not value >= least:
-            raise SpecError(f"{section}.{name}: expected {least} or more, got {value}")
+        if not least <= value < math.inf:
+            finite = ", and finite" if math.isinf(value) else ""
+            raise SpecError(f"{section}.{name}: expected {least} or more{finite}, got {value}")

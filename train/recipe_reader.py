@@ -88,7 +88,7 @@ def with_presets(tables: Table) -> Table:
     if not isinstance(encoder, dict) or "preset" not in encoder:
         return tables
     name = encoder["preset"]
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise SpecError(
             f"encoder.preset: expected one of {', '.join(PRESETS)}, got {name!r}"
             f"{_nearest(str(name), PRESETS)}"

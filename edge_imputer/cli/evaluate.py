@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from enum import Enum
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -190,9 +191,12 @@ def _ratios(text: str | None) -> list[float]:
     if text is None:
         return []
     try:
-        return [float(part) for part in text.split(",")]
+        ratios = [float(part) for part in text.split(",")]
     except ValueError:
-        raise SpecError(f"expected --snr such as 20,10,5, got {text!r}") from None
+        ratios = []
+    if not ratios or not all(map(isfinite, ratios)):
+        raise SpecError(f"expected --snr such as 20,10,5, got {text!r}")
+    return ratios
 
 
 def _command() -> str:

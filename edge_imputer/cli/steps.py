@@ -112,13 +112,14 @@ def recipe(
 
 def refuse_to_overwrite(out: Path) -> None:
     """Raise if `out` holds a checkpoint that training afresh would replace."""
-    from edge_imputer.train.trainer import CHECKPOINT_NAME
+    from edge_imputer.train.trainer.store import LAST, PREVIOUS
 
-    path = out / CHECKPOINT_NAME
-    if path.exists():
-        raise CheckpointError(
-            f"{path} exists; go on from it with --resume, or train into another folder with --out"
-        )
+    for path in (out / LAST, out / PREVIOUS):
+        if path.exists():
+            raise CheckpointError(
+                f"{path} exists; go on from it with --resume, or train into another folder with "
+                "--out"
+            )
 
 
 def train_checkpoint(corpus: Corpus, recipe: Recipe, out: Path, *, resume: bool = False) -> Path:

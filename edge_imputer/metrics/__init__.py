@@ -1,7 +1,13 @@
 """Error rates and their intervals."""
 
 from .edits import Edits, edit_distance, edits
-from .intervals import clopper_pearson, false_alarm_rate, hours_needed, wilson_interval
+from .intervals import (
+    clopper_pearson,
+    false_alarm_rate,
+    hours_needed,
+    poisson_interval,
+    wilson_interval,
+)
 from .resampling import (
     PairedDifference,
     bootstrap_interval,
@@ -20,5 +26,6 @@ __all__ = [
     "false_alarm_rate",
     "hours_needed",
     "paired_difference",
+    "poisson_interval",
     "wilson_interval",
 ]

@@ -81,6 +81,20 @@ def false_alarm_rate(count: int, hours: float) -> FalseAlarmRate:
     )
 
 
+def poisson_interval(k: int, n: int) -> Interval:
+    """Rate of k errors in n tokens with its exact 95 % Poisson limits; k may be above n.
+
+    Raises
+    ------
+    DataError
+        Not ``k >= 0`` and ``n >= 1``.
+    """
+    if not (k >= 0 and n >= 1):
+        raise DataError(f"expected k >= 0 and n >= 1, got k = {k}, n = {n}")
+    low, high, _ = _poisson_limits(k)
+    return Interval(value=k / n, low=low / n, high=high / n, n=n)
+
+
 def hours_needed(count: int, fa_per_hour: float) -> float:
     """Hours with `count` false alarms that bound their rate below `fa_per_hour` at 95 %.
 

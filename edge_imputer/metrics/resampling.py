@@ -21,7 +21,8 @@ class PairedDifference:
     Attributes
     ----------
     interval : of first minus second; n counts what was resampled
-    p_value : two-sided, the share of resamples on the other side of zero, doubled
+    p_value : two-sided, the share of resamples on the other side of zero, doubled; with d units
+        that differ at least 2 / 2^d, how often random signs would all agree
     """
 
     interval: Interval
@@ -103,7 +104,9 @@ def paired_difference(
     value = float(top.sum() / bottom.sum())
     beyond = min((draws <= 0).mean(), (draws >= 0).mean())
     # No resample beyond zero does not make the chance nothing: one more would have been one.
-    p_value = min(1.0, 2 * max(float(beyond), 1 / (len(draws) + 1)))
+    # Nor do resamples of a few differences with one sign: each of them may be chance.
+    by_chance = 0.5 ** np.count_nonzero(top)
+    p_value = min(1.0, 2 * max(float(beyond), 1 / (len(draws) + 1), by_chance))
     return PairedDifference(
         Interval(value=value, low=float(low), high=float(high), n=len(top)), p_value
     )

@@ -84,11 +84,20 @@ class BucketedPlan:
     def _sorted(self, limit: int, max_frames: int) -> tuple[Int32, Int32]:
         """Rows that fit, bucket by bucket from the longest, and where each bucket ends."""
         frames = self.n_frames
-        buckets = np.log(np.maximum(frames, 1), dtype=np.float32)
-        buckets = (buckets / np.float32(np.log(BUCKET_RATIO))).astype(np.uint16)
-        # A stable sort of 16-bit keys is a radix sort: a million in 10 ms.
-        rows = np.argsort(buckets, kind="stable")[::-1].astype(np.int32)
-        rows = rows[frames[rows] <= limit]
+        logs = np.log(np.maximum(frames, 1), dtype=np.float32)
+        logs /= np.float32(np.log(BUCKET_RATIO))
+        buckets = logs.astype(np.uint16)
+        del logs
+        fits = frames <= limit
+        rows = np.empty(np.count_nonzero(fits), np.int32)
+        ends = []
+        at = 0
+        # Bucket by bucket: sorting all rows at once would hold 8 bytes more for each of them.
+        for bucket in np.unique(buckets[fits])[::-1]:
+            found = np.flatnonzero(fits & (buckets == bucket))[::-1]
+            rows[at : at + len(found)] = found
+            at += len(found)
+            ends.append(at)
         if left_out := len(frames) - len(rows):
             log.warning(
                 "%d of %d utterances are longer than %d frames and are left out; raise the budget "
@@ -103,8 +112,7 @@ class BucketedPlan:
                 f"expected at least {self.least} utterances of at most {limit} frames, got "
                 f"{len(rows)} of {len(frames)}; raise the budget of {max_frames} frames"
             )
-        ends = np.flatnonzero(np.diff(buckets[rows])) + 1
-        return rows, np.append(ends, len(rows)).astype(np.int32)
+        return rows, np.array(ends, np.int32)
 
     def _cut(self, max_frames: int, largest: int | None) -> Int32:
         """Where each update starts in the order of the rows."""

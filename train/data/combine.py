@@ -52,19 +52,21 @@ def merge(
     """
     if any(out.resolve() == part.folder.resolve() for part in parts):
         raise DataError(f"expected a folder of its own to write, got {out}, which is a part")
+    home = out.resolve()  # `..` of a link leads from what it links to
     wanted, unwanted, counts = set(splits), set(exclude), Counter[Split]()
     if not wanted <= set(SPLITS):
         raise DataError(f"expected splits among {', '.join(SPLITS)}, got {sorted(wanted)}")
 
     def lines() -> Iterator[ClipRecord]:
         for part in parts:
+            folder = part.folder.resolve()
             for record in part:
                 words = (record.text or "").split()
                 if record.split not in wanted or (len(words) > 1 and unwanted & set(words)):
                     continue
                 counts[record.split] += 1
                 label = record.text if label_by_text and not record.label else record.label
-                audio = os.path.relpath(part.folder / record.audio, out)
+                audio = os.path.relpath(folder / record.audio, home)
                 yield msgspec.structs.replace(record, audio=audio, label=label)
 
     out.mkdir(parents=True, exist_ok=True)

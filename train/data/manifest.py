@@ -48,11 +48,13 @@ class Manifest(Sequence[ClipRecord]):
         offsets: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.uint32],
         durations: npt.NDArray[np.float32],
+        places: npt.NDArray[np.int32] | None = None,
     ) -> None:
         """Take an index that is already built; `open` is the way in."""
         self._lines = lines
         self._offsets = offsets
         self._lengths = lengths
+        self._places = places  # of each row in offsets and lengths; None: they are in its order
         durations.flags.writeable = False
         self.durations = durations  # (N,) seconds
 
@@ -109,7 +111,7 @@ class Manifest(Sequence[ClipRecord]):
         return self.path.parent
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.durations)
 
     @overload
     def __getitem__(self, index: int) -> ClipRecord: ...
@@ -119,8 +121,7 @@ class Manifest(Sequence[ClipRecord]):
         """Read row `index` from the file; a slice is another manifest."""
         if isinstance(index, slice):
             return self.where(np.arange(len(self))[index])
-        line = self._lines.read(int(self._offsets[index]), int(self._lengths[index]))
-        return self._lines.decode(line)
+        return self._lines.decode(self._line(index))
 
     def __iter__(self) -> Iterator[ClipRecord]:
         for line in self._raw():
@@ -128,6 +129,9 @@ class Manifest(Sequence[ClipRecord]):
 
     def where(self, rows: npt.ArrayLike) -> Manifest:
         """Return some of the rows.
+
+        Neighbours cost no memory, whatever else is most of the rows 8 bytes a row, and less than
+        half of them 16: they do not hold on to the others.
 
         Parameters
         ----------
@@ -142,9 +146,18 @@ class Manifest(Sequence[ClipRecord]):
                 f"expected a mask of shape ({len(self)},) or row numbers of shape (M,), "
                 f"got {chosen.dtype} of shape {chosen.shape}"
             )
-        return Manifest(
-            self._lines, self._offsets[chosen], self._lengths[chosen], self.durations[chosen]
-        )
+        part = _neighbours(chosen, len(self)) or chosen
+        durations, places = self.durations[part], self._places
+        if places is not None:
+            places = places[part]
+        elif not isinstance(part, slice) and 2 * len(durations) >= len(self):
+            places = np.arange(len(self), dtype=np.int32)[part]
+        if places is None:
+            return Manifest(self._lines, self._offsets[part], self._lengths[part], durations)
+        if 2 * len(places) < len(self._offsets):
+            offsets, lengths = self._offsets[places], self._lengths[places]
+            return Manifest(self._lines, offsets, lengths, durations)
+        return Manifest(self._lines, self._offsets, self._lengths, durations, places)
 
     def column(self, name: ColumnName) -> Column:
         """Read one key of all rows, as small integers: 4 bytes a row, and each value once.
@@ -164,12 +177,34 @@ class Manifest(Sequence[ClipRecord]):
         return Column(list(numbers), codes)
 
     def _raw(self) -> Iterator[bytes]:
-        for offset, length in zip(self._offsets, self._lengths, strict=True):
-            yield self._lines.read(int(offset), int(length))
+        for index in range(len(self)):
+            yield self._line(index)
+
+    def _line(self, index: int) -> bytes:
+        place = index if self._places is None else self._places[index]
+        return self._lines.read(int(self._offsets[place]), int(self._lengths[place]))
 
     def __repr__(self) -> str:
         hours = float(self.durations.sum(dtype=np.float64)) / 3600
         return f"<Manifest of {len(self)} clips, {hours:.2f} h: {self.path}>"
+
+
+def _neighbours(chosen: npt.NDArray[Any], n_rows: int) -> slice | None:
+    """Rows that follow one another, as a slice; None where others lie between them."""
+    if not chosen.size or chosen.dtype.kind not in "biu":
+        return None
+    if chosen.dtype == bool:
+        first, last = int(chosen.argmax()), len(chosen) - int(chosen[::-1].argmax())
+        return slice(first, last) if chosen[first:last].all() else None
+    first, last = int(chosen[0]), int(chosen[-1]) + 1
+    if (
+        first < 0
+        or last > n_rows
+        or last - first != len(chosen)
+        or not np.all(chosen[1:] - chosen[:-1] == 1)
+    ):
+        return None
+    return slice(first, last)
 
 
 class _Lines:

@@ -16,7 +16,7 @@ from edge_imputer.errors import DataError
 from .adapters import ADAPTERS, Adapter, AdapterOptions, Notes, SourceClip
 from .adapters.base import with_valid
 from .checking import check_all
-from .journal import Journal, key_of, writing
+from .journal import Entry, Journal, Key, key_of, writing
 from .manifest import MANIFEST_NAME, replace_file, write_manifest
 from .records import ClipRecord
 from .verdicts import Judge, Rules, shared_speakers, tally_of
@@ -82,7 +82,8 @@ def prepare_corpus(
     Raises
     ------
     DataError
-        No such adapter or layout, nothing to keep, or `out` cannot be written.
+        No such adapter or layout, nothing to keep, copies inside of the corpus, or `out` cannot be
+        written.
     """
     rules, options = rules or Rules(), options or AdapterOptions()
     adapter, notes = _adapter(name, root, options), Notes()
@@ -91,6 +92,11 @@ def prepare_corpus(
     if commands and copy == "none":
         raise DataError(
             f"{root}: clips that commands print leave no file to refer to; pass --copy flac"
+        )
+    if copy != "none" and out.resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"expected a folder outside of the corpus {root} for copies, got {out}: the next run "
+            "would take them for its clips; name another"
         )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -209,14 +215,15 @@ def _tasks(clips: list[SourceClip], out: Path, copy: Copy, rate: int) -> list[Cl
 
 def _findings(
     tasks: list[ClipTask], journal: Journal, workers: int, progress: Callable[[int, int], None]
-) -> list[Finding]:
+) -> list[Entry]:
     """Look up or make the finding of every clip, in order."""
+    copies = {key_of(task): task.copy_to for task in tasks}
     try:
         open_tasks = [task for task in tasks if not _is_done(task, journal)]
         done = len(tasks) - len(open_tasks)
         progress(done, len(tasks))
         for found in check_all(open_tasks, workers):
-            journal.add(found)
+            journal.add([_entry(one, copies) for one in found])
             done += len(found)
             progress(done, len(tasks))
     finally:
@@ -224,14 +231,22 @@ def _findings(
     return [journal.findings[key_of(task)] for task in tasks]
 
 
+def _entry(finding: Finding, copies: dict[Key, str | None]) -> Entry:
+    """What the journal keeps: a finding, and how large the copy is that was made on the way."""
+    copy = copies[finding.audio, finding.offset_s, finding.part_s]
+    size = Path(copy).stat().st_size if copy is not None and finding.problem is None else 0
+    return Entry(**msgspec.structs.asdict(finding), copy_size=size)
+
+
 def _is_done(task: ClipTask, journal: Journal) -> bool:
+    """Whether a clip's finding is known, and its copy as large as when it was made."""
     try:
         finding = journal.known(task, stamp(task))
+        if finding is None or task.copy_to is None or finding.problem is not None:
+            return finding is not None
+        return Path(task.copy_to).stat().st_size == finding.copy_size
     except OSError:
         return False  # looked at again, which says what is wrong with the file
-    if finding is None:
-        return False
-    return task.copy_to is None or finding.problem is not None or Path(task.copy_to).is_file()
 
 
 def _final(task: ClipTask, finding: Finding, out: Path, relative: bool) -> Finding:
@@ -244,7 +259,9 @@ def _final(task: ClipTask, finding: Finding, out: Path, relative: bool) -> Findi
             sample_rate=task.copy_rate or finding.sample_rate,
         )
     if relative:
-        return msgspec.structs.replace(finding, audio=os.path.relpath(finding.audio, out))
+        audio = Path(finding.audio)
+        audio = audio.parent.resolve() / audio.name  # `..` of a link leads from what it links to
+        return msgspec.structs.replace(finding, audio=os.path.relpath(audio, out.resolve()))
     return finding
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class Judge:
     unknown: Counter[str] = field(default_factory=Counter)
 
     def records(
-        self, clips: list[SourceClip], findings: list[Finding], written: list[Finding]
+        self, clips: list[SourceClip], findings: Sequence[Finding], written: list[Finding]
     ) -> Iterator[tuple[int, ClipRecord]]:
         """Records of the clips that are kept, with their numbers.
 
@@ -175,7 +175,7 @@ class Judge:
         self.warnings.setdefault(kind, Tally()).add(f"{clip.name}: {detail}", finding.duration_s)
 
     @staticmethod
-    def _originals(clips: list[SourceClip], findings: list[Finding]) -> dict[str, SourceClip]:
+    def _originals(clips: list[SourceClip], findings: Sequence[Finding]) -> dict[str, SourceClip]:
         """Of each recording the clip that stays: the first one of test, then valid, then train."""
         originals: dict[str, SourceClip] = {}
         for clip, finding in zip(clips, findings, strict=True):

@@ -22,6 +22,7 @@ from edge_imputer.metrics import (
     bootstrap_ratio,
     clopper_pearson,
     paired_difference,
+    poisson_interval,
 )
 
 N_RESAMPLES = 1000
@@ -77,8 +78,9 @@ class Errors:
     def interval(self, *, seed: int = 0, blocks: Sequence[str] | None = None) -> Interval:
         """All errors over all reference tokens, with a 95 % bootstrap interval.
 
-        Without a single error a bootstrap has nothing to draw and would be sure of 0; the upper
-        end is then Clopper and Pearson's, tokens taken as independent.
+        Where all that is resampled has one rate (no error at all, every clip wrong, one clip) a
+        bootstrap would be sure of it. The interval is then exact, tokens taken as independent:
+        Clopper and Pearson's, or Poisson's of more errors than tokens.
 
         Parameters
         ----------
@@ -92,11 +94,21 @@ class Errors:
             No reference token at all.
         """
         n = int(self.sizes.sum())
-        if n and not self.counts.any():
-            return clopper_pearson(0, n)
+        if n and self._has_one_rate(blocks):
+            errors = int(self.counts.sum())
+            return clopper_pearson(errors, n) if errors <= n else poisson_interval(errors, n)
         return bootstrap_ratio(
             self.counts, self.sizes, n=n, n_resamples=N_RESAMPLES, seed=seed, blocks=blocks
         )
+
+    def _has_one_rate(self, blocks: Sequence[str] | None) -> bool:
+        counts, sizes = self.counts, self.sizes
+        if blocks is not None:
+            index = np.unique(np.asarray(blocks), return_inverse=True)[1]
+            counts = np.bincount(index, counts).astype(np.float64)
+            sizes = np.bincount(index, sizes).astype(np.float64)
+        # Products of whole numbers: exact, which quotients are not.
+        return bool((counts * sizes.sum() == sizes * counts.sum()).all())
 
     def compare(self, other: Errors, *, seed: int = 0) -> PairedDifference:
         """This rate minus that of another system on the same utterances, paired bootstrap."""

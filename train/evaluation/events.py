@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from edge_imputer.errors import SpecError
 
+from ..data.transcripts import normalize
+
 EVENT_FLOOR = 1e-3  # peaks below are not kept: a threshold there would fire all the time
 MISSED = -1.0  # score of a keyword that was said and left no event
 
@@ -94,18 +96,29 @@ def pick_events(
 
 
 def said_in(text: str | None, label: str | None, keywords: Sequence[str]) -> dict[int, int]:
-    """How often each keyword is said in a clip, by its transcript, or else by its label."""
-    if text is None:
-        return {keywords.index(label): 1} if label in keywords else {}
-    words = text.lower().split()
-    counts = {}
-    for index, keyword in enumerate(keywords):
-        wanted = keyword.lower().split()
-        n = len(wanted)
-        count = sum(words[i : i + n] == wanted for i in range(len(words) - n + 1))
-        if count:
-            counts[index] = count
-    return counts
+    """How often each keyword is said in a clip, by its transcript.
+
+    Where that has none of them the clip's label counts, as one keyword said once: a transcript may
+    be missing, or spell otherwise. Case and punctuation do not matter: the folder ``hey_computer``,
+    the text "Hey, computer!" and the keyword "hey computer" are the same words.
+    """
+    spoken = _words(text or "")
+    wanted = [_words(keyword) for keyword in keywords]
+    counts = {index: _count(words, spoken) for index, words in enumerate(wanted)}
+    said = {index: count for index, count in counts.items() if count}
+    if said or label is None or label.startswith("_"):  # "_silence_" is a class and no word
+        return said
+    named = _words(label)
+    return {wanted.index(named): 1} if named and named in wanted else {}
+
+
+def _words(text: str) -> list[str]:
+    return normalize(text, remove_punctuation=True).split()
+
+
+def _count(wanted: list[str], words: list[str]) -> int:
+    n = len(wanted)
+    return sum(words[i : i + n] == wanted for i in range(len(words) - n + 1)) if n else 0
 
 
 def occurrence_scores(events: Iterable[ScoredEvent], keyword: int, n_said: int) -> list[float]:

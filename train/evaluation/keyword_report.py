@@ -214,6 +214,12 @@ def _operating_point(
                 "negatives that have this split, another --tune-split, or a --threshold"
             )
         positives = _best(valid.positives, negatives.condition.kind)
+        if positives is None:
+            names = ", ".join(f"{d.name} {d.split}" for d in aim.chosen_on.positives)
+            raise DataError(
+                "expected clips that say a keyword to choose a threshold on, found none in "
+                f"{names}; give data that have this split, another --tune-split, or a --threshold"
+            )
         choice = choose_threshold(counted(positives, negatives), aim.target_fa_per_hour)
         thresholds, target_met = dict.fromkeys(keywords, choice.threshold), choice.target_met
         chosen_on = _measured(positives, negatives, list(thresholds.values()))

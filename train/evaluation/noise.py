@@ -86,18 +86,42 @@ class NoiseMixer:
         """A clip with noise: which, and from where on, depends on the seed and the samples only.
 
         The same clip gets the same stretch of noise at every SNR. Digital silence stays as it is.
+
+        Raises
+        ------
+        DataError
+            Every recording of noise is digital silence.
         """
         if not waveform.any():
             return waveform
         digest = hashlib.sha256(waveform.tobytes()).digest()
         rng = np.random.default_rng([self.seed, *np.frombuffer(digest[:16], np.uint32)])
-        noise = self._load(self.files[int(rng.integers(len(self.files)))])
-        start = int(rng.integers(len(noise)))
-        stretch = np.resize(np.roll(noise, -start), len(waveform))  # repeats what is too short
+        stretch = self._stretch(len(waveform), rng)
         return mix_at_snr(waveform, stretch, snr_db, sample_rate=self.sample_rate)
+
+    def _stretch(self, n: int, rng: np.random.Generator) -> Float32:
+        """Noise with a sound in it, (n,): what is silent where it was drawn is drawn anew."""
+        left = list(self.files)
+        while left:
+            noise = self._load(left.pop(int(rng.integers(len(left)))))
+            if not noise.any():
+                continue
+            stretch = _from(noise, int(rng.integers(len(noise))), n)
+            if stretch.any():
+                return stretch
+            return _from(noise, int(rng.choice(np.flatnonzero(noise))), n)
+        raise DataError(
+            f"expected noise with a sound in it, got digital silence in all {len(self.files)} "
+            f"recordings of {self.name}; give others"
+        )
 
     def _load(self, file: Path) -> Float32:
         if file not in self._loaded:
             waveform, rate = read_audio(file)
             self._loaded[file] = resample(waveform, from_rate=rate, to_rate=self.sample_rate)
         return self._loaded[file]
+
+
+def _from(noise: Float32, start: int, n: int) -> Float32:
+    """n samples from `start` on, round and round where the recording is too short."""
+    return np.resize(np.roll(noise, -start), n)

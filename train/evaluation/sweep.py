@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
+from math import floor, inf
 
 import msgspec
 import numpy as np
@@ -96,14 +96,23 @@ def choose_threshold(scores: Scores, target_fa_per_hour: float) -> Choice:
     Raises
     ------
     DataError
-        A target that is not positive, or no hours of negatives.
+        A target that is not positive and finite, no hours of negatives, or no positives, without
+        which any threshold above the false alarms is as good as any other.
     """
-    if not target_fa_per_hour > 0:
-        raise DataError(f"expected a target of false alarms an hour > 0, got {target_fa_per_hour}")
-    if not scores.hours > 0:
+    if not 0 < target_fa_per_hour < inf:
         raise DataError(
-            "expected negatives to choose a threshold on, got 0 hours of them; give audio without "
-            "keywords in the split that thresholds are chosen on, or thresholds of your own"
+            f"expected a finite target of false alarms an hour > 0, got {target_fa_per_hour}"
+        )
+    if not 0 < scores.hours < inf:
+        raise DataError(
+            f"expected negatives to choose a threshold on, got {scores.hours:g} hours of them; "
+            "give audio without keywords in the split that thresholds are chosen on, or "
+            "thresholds of your own"
+        )
+    if not len(scores.positives):
+        raise DataError(
+            "expected keywords that were said to choose a threshold on, got none; give clips that "
+            "say them in the split that thresholds are chosen on, or thresholds of your own"
         )
     allowed = floor(target_fa_per_hour * scores.hours + 1e-9)
     negatives = np.sort(scores.negatives)[::-1]

@@ -322,7 +322,7 @@ def _continue(
         recipe,
         run,
         data_name=f"{loaded.origin.data}, {n_saved} saved clips, {n_mined} mined",
-        resume=(run / LAST).is_file(),
+        resume=True,  # where there is a checkpoint, be it the one before the last
         init_from=model,
         progress=options.progress,
     )

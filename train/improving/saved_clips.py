@@ -134,7 +134,8 @@ def collect(
 def _audio_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"expected a folder of saved clips at {folder}, found none")
-    files = sorted(p.resolve() for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    # Not the files themselves: a link says what the folder it is in says.
+    files = sorted(p for p in folder.resolve().rglob("*") if p.suffix.lower() in ENDINGS)
     if not files:
         endings = ", ".join(sorted(ENDINGS))
         raise DataError(f"{folder}: expected clips ({endings}), found none")

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +18,10 @@ from .engines import Engine
 from .files import write_clip, written_problem
 from .phones import n_phones_of
 from .plan import Job
+from .rows import MANIFEST, journaled, read_journaled, replace, write_lines
 from .shaping import SAMPLE_RATE, Dress, cut_speech, dress
 from .voices import Split
 
-MANIFEST = "manifest.jsonl"
-JOURNAL = "manifest.part.jsonl"  # rows made since the manifest was last written
 DROPPED = "dropped.jsonl"
 SETTINGS = "synthesis.json"
 ATTEMPTS = 4
@@ -173,10 +171,12 @@ def synthesize(
     Raises
     ------
     SynthesisError
-        Clips of other settings or splits are in the folder, or no clip could be made.
+        Ranges that are none, clips of other settings or splits in the folder, or no clip could be
+        made.
     OSError
         A file could not be written; what was made is kept.
     """
+    settings.dress.check()
     by_name = {engine.name: engine for engine in engines}
     out.mkdir(parents=True, exist_ok=True)
     _check_settings(out, settings)
@@ -195,16 +195,13 @@ def synthesize(
         engine = by_name[job.voice.engine]
         return job, *make_clip(job, engine, phones[job.phrase.text], settings.dress, out)
 
-    with ExitStack() as stack:
-        journal = stack.enter_context((out / JOURNAL).open("ab", buffering=0))
-        stack.callback(lambda: _write_manifest(out, rows, journal.name))
+    with journaled(out, rows) as add:
         for job, row, problems in _results(todo, make, workers, len(jobs), on_estimate):
             if row is None:
                 rows.pop(job.audio, None)
                 made.dropped.append(_dropped(job, problems))
             else:
-                rows[row.audio] = row
-                journal.write(msgspec.json.encode(row) + b"\n")
+                add(row)
                 made.n_made += 1
                 made.retried.update(_kind(problem) for problem in problems)
             made.seconds = time.monotonic() - start
@@ -269,22 +266,7 @@ def read_rows(out: Path) -> list[ClipRow]:
     SynthesisError
         A manifest that this package did not write.
     """
-    rows = []
-    for name in (MANIFEST, JOURNAL):
-        path = out / name
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line:
-                    rows.append(msgspec.json.decode(line, type=ClipRow))
-            except msgspec.DecodeError as error:
-                if name == JOURNAL and number == len(lines):
-                    continue  # the line that was being written when the run was killed
-                raise SynthesisError(
-                    f"{path}, line {number}: expected a synthetic clip ({error}); "
-                    "synthesise into a folder of its own"
-                ) from error
-    return rows
+    return read_journaled(out, ClipRow, "a synthetic clip")
 
 
 def _check_settings(out: Path, settings: Settings) -> None:
@@ -304,7 +286,7 @@ def _check_settings(out: Path, settings: Settings) -> None:
         raise SynthesisError(
             f"{out} holds another corpus ({MANIFEST} without {SETTINGS}); use a folder of its own"
         )
-    _replace(path, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
+    replace(path, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
 
 
 def _check_apart(rows: Iterable[ClipRow], jobs: list[Job], out: Path) -> None:
@@ -316,23 +298,3 @@ def _check_apart(rows: Iterable[ClipRow], jobs: list[Job], out: Path) -> None:
                 f"{job.voice.speaker} is in the split {other!r} of {out}, and would be in "
                 f"{job.split!r}: choose the same voices and splits as before, or another folder"
             )
-
-
-def _write_manifest(out: Path, rows: dict[str, ClipRow], journal: str) -> None:
-    write_lines(out / MANIFEST, [rows[audio] for audio in sorted(rows)])
-    Path(journal).unlink(missing_ok=True)
-
-
-def write_lines(path: Path, lines: Iterable[msgspec.Struct]) -> None:
-    """Write a JSON object a line, all of them or none."""
-    _replace(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f"{path.name}.new")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,10 +13,10 @@ import numpy as np
 
 from edge_imputer.errors import SynthesisError
 
-from .corpus import MANIFEST, write_lines
 from .engines.base import Waveform
 from .files import Format, write_clip, written_problem
 from .noise_kinds import BABBLE, KINDS, babble
+from .rows import journaled, read_journaled
 from .shaping import CEILING, SAMPLE_RATE
 from .voices import Split, seed_of
 
@@ -162,7 +162,7 @@ def synthesize_noises(
     workers: int = 1,
     on_clip: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[NoiseRow]:
-    """Write a corpus of noises; clips that the manifest lists are kept.
+    """Write a corpus of noises; clips that are there, also of a run that was killed, are kept.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def synthesize_noises(
         The plan, or another corpus in the folder.
     """
     rows = plan.rows()
-    present = {row.audio: row for row in _read(out)}
+    present = {row.audio: row for row in read_journaled(out, NoiseRow, "a generated noise")}
     done = {r.audio: r for r in rows if present.get(r.audio) == r and (out / r.audio).is_file()}
     todo = [row for row in rows if row.audio not in done]
 
@@ -194,28 +194,12 @@ def synthesize_noises(
             raise SynthesisError(f"{out / row.audio}: {problem}")
         return row
 
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(make, row) for row in todo]
-            try:
-                for future in as_completed(futures):
-                    row = future.result()
-                    done[row.audio] = row
-                    on_clip(len(done), len(rows))
-            finally:
-                pool.shutdown(cancel_futures=True)
-    finally:  # what was made is kept, whatever ended the run
-        out.mkdir(parents=True, exist_ok=True)
-        write_lines(out / MANIFEST, [done[audio] for audio in sorted(done)])
+    with journaled(out, done) as add, ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(make, row) for row in todo]
+        try:
+            for future in as_completed(futures):
+                add(future.result())
+                on_clip(len(done), len(rows))
+        finally:
+            pool.shutdown(cancel_futures=True)
     return rows
-
-
-def _read(out: Path) -> list[NoiseRow]:
-    path = out / MANIFEST
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    try:
-        return [msgspec.json.decode(line, type=NoiseRow) for line in lines if line]
-    except msgspec.DecodeError as error:
-        raise SynthesisError(
-            f"{path}: expected generated noises ({error}); use a folder of its own"
-        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.audio import resample
+from edge_imputer.errors import SynthesisError
 
 from .engines import Speech
 from .engines.base import Waveform
@@ -38,6 +40,13 @@ class Dress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     peak_dbfs: tuple[float, float] = (-18.0, -1.0)
     padding_s: tuple[float, float] = (0.05, 0.25)  # before and after, each
     noise_dbfs: tuple[float, float] = (-78.0, -62.0)  # white, under the whole clip
+
+    def check(self) -> None:
+        """Raise `SynthesisError` on ranges that are none, or cannot be asked of an engine."""
+        if not 0 < self.rate[0] <= self.rate[1] < math.inf:
+            raise SynthesisError(f"expected two rates above 0, the lower first, got {self.rate}")
+        if not -math.inf < self.pitch[0] <= self.pitch[1] < math.inf:
+            raise SynthesisError(f"expected two pitches, the lower first, got {self.pitch}")
 
 
 @dataclass(frozen=True)

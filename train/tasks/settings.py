@@ -6,6 +6,7 @@ specification of the model that the task trains, `edge_imputer.train.tasks.build
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Union, get_args
 
 import msgspec
@@ -59,8 +60,8 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             intermediate_weight=self.intermediate_weight,
             flat_start=self.flat_start,
         )
-        if self.logit_penalty < 0:
-            raise SpecError(f"expected logit_penalty >= 0, got {self.logit_penalty}")
+        if not 0 <= self.logit_penalty < math.inf:
+            raise SpecError(f"expected logit_penalty >= 0, and finite, got {self.logit_penalty}")
 
 
 class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", tag_field="kind"):
@@ -187,7 +188,8 @@ class KeywordTaskSpec(
         """Raise `SpecError` on values that cannot train."""
         _check_choice("loss", self.loss, KeywordLoss)
         _check_shares(dropout=self.dropout, mean_pooled=self.mean_pooled)
-        wrong = {name: weight for name, weight in self.class_weights.items() if not weight > 0}
+        weights = self.class_weights
+        wrong = {name: weight for name, weight in weights.items() if not 0 < weight < math.inf}
         if wrong:
             raise SpecError(f"expected class_weights above 0, got {wrong}")
 

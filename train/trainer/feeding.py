@@ -81,7 +81,7 @@ def make_feed(
         fastest = max(recipe.augment.speeds)
         train = usable_speech(train, featurizer, fastest=fastest, split="training")
         valid = valid and _any_usable(valid, featurizer)
-    plan = _plan(train, recipe, spec, featurizer, fabric.world_size * recipe.run.accumulate)
+    plan = make_plan(train, recipe, spec, featurizer, fabric.world_size * recipe.run.accumulate)
     if initial is None and _unmeasured(spec.features):
         mean, std = feature_statistics(plan, train.source, augmenter, featurizer)
         spec = _with_statistics(spec, mean, std)
@@ -165,10 +165,10 @@ def _with_statistics(spec: AnyModelSpec, mean: float, std: float) -> AnyModelSpe
     return msgspec.structs.replace(spec, features=features)
 
 
-def _plan(
+def make_plan(
     train: Material, recipe: Recipe, spec: AnyModelSpec, featurizer: Featurizer, shares: int
 ) -> Plan:
-    """Which utterances every update is made of."""
+    """Which utterances every update is made of; it is dealt to `shares` micro-batches."""
     run, batches = recipe.run, recipe.batches
     n_ramp = round(recipe.augment.ramp * run.updates)
     if isinstance(batches, BucketedBatches):
@@ -215,15 +215,18 @@ def _bucketed(
             f"{recipe.batches.least}"
         )
     rate = spec.features.sample_rate
-    longest = np.array([recipe.augment.longest(float(d)) for d in train.durations], np.float32)
     classes = None
     window_s = None
     if isinstance(spec, KeywordModelSpec):
         labels, codes = train.column("label")
         classes = np.array([spec.class_of(label) for label in labels])[codes]
         window_s = _window_s(spec)
+    if window_s is None:
+        n_frames = frame_counts(recipe.augment.longest(train.durations), featurizer)
+    else:  # whatever the clips' lengths, that is what is cut out of them
+        n_frames = np.full(len(train), featurizer.n_features(round(window_s * rate)), np.int32)
     return BucketedPlan(
-        frame_counts(longest, featurizer),
+        n_frames,
         max_frames=recipe.batches.frames,
         seed=recipe.run.seed,
         least=recipe.batches.least,

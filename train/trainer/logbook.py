@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_atomically
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, str]
 
@@ -109,8 +113,9 @@ class Logbook:
             return
         (self.train if table == "train" else self.valid).add(update, values)
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{table}/{name}", value, update)
+            with self._optional():
+                for name, value in values.items():
+                    self._board.add_scalar(f"{table}/{name}", value, update)
 
     def flush(self) -> None:
         """See all rows on disk."""
@@ -120,6 +125,18 @@ class Logbook:
 
     def close(self) -> None:
         """Write what waits and let go of the files."""
-        self.flush()
-        if self._board is not None:
-            self._board.close()
+        try:
+            self.flush()
+        finally:
+            if self._board is not None:
+                with self._optional():
+                    self._board.close()
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """TensorBoard's files are another look at the tables: no run ends because of them."""
+        try:
+            yield
+        except OSError as error:  # of its own thread, some time ago
+            log.warning("%s: no more is written for TensorBoard (%s)", self._folder, error)
+            self._board = None

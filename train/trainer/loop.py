@@ -22,6 +22,7 @@ from ..recipe import Recipe
 from ..tasks import Task
 from .display import Display
 from .logbook import Logbook
+from .memory import MICRO_BATCHES, VALIDATION, enough_memory, frames_of
 from .optimization import MovingAverage, build_optimizer, rate_factor, set_learning_rate
 from .processes import gathered
 from .signals import StopSignals
@@ -94,7 +95,6 @@ class Loop:
             "bad": self.bad,
             "seconds": self.seconds,
             "window": dict(self.window),
-            "stopped_early": self.stopped_early,
             "shares": self.fabric.world_size * self.recipe.run.accumulate,
             "kept": msgspec.to_builtins(self.store.kept),
         }
@@ -118,8 +118,8 @@ class Loop:
             self.scaler.load_state_dict(training["scaler"])
         self.update, self.bad = update, training["bad"]
         self.seconds, self.window = training["seconds"], dict(training["window"])
-        self.stopped_early = training["stopped_early"]
         self.store.resume(training["kept"])
+        self.stopped_early = self.store.out_of_patience  # by the patience of now
 
     # The run.
 
@@ -128,6 +128,8 @@ class Loop:
         section = self.recipe.run
         finished = False
         with StopSignals() as signals:
+            if section.monitor and self.update == 0 and len(valid):
+                self._rank(self.measure(valid))  # is there such a measure? Not hours later
             while not finished:
                 start = time.monotonic()
                 stop = self._update(batches, signals)
@@ -148,6 +150,7 @@ class Loop:
     def _update(self, batches: Iterator[Batch], signals: StopSignals) -> int:
         """Make one update; the number of a signal that some process was sent, or 0."""
         recipe, world = self.recipe, self.fabric.world_size
+        when = f"update {self.update + 1}"
         factor = rate_factor(recipe.optimizer, self.update, recipe.run.updates)
         set_learning_rate(self.optimizer, recipe.optimizer.learning_rate * factor)
         self.optimizer.zero_grad(set_to_none=True)
@@ -157,13 +160,14 @@ class Loop:
             batch = self._next(batches)
             self._seed(micro)
             last = micro == recipe.run.accumulate - 1
-            try:
-                with self.fabric.no_backward_sync(self.module, enabled=not last):
-                    losses = self.module(batch, self.update, self.update / recipe.run.updates)
-                    # DDP takes the mean over the processes: this makes it that over utterances.
-                    self.fabric.backward(losses["loss"].sum() * (world / batch.n_global))
-            except torch.OutOfMemoryError as error:
-                raise self._out_of_memory(batch, error) from error
+            what = f"a micro-batch of {frames_of(batch)}"
+            with (
+                enough_memory(when, what, MICRO_BATCHES, self._go_on),
+                self.fabric.no_backward_sync(self.module, enabled=not last),
+            ):
+                losses = self.module(batch, self.update, self.update / recipe.run.updates)
+                # DDP takes the mean over the processes: this makes it that over utterances.
+                self.fabric.backward(losses["loss"].sum() * (world / batch.n_global))
             for name, values in losses.items():
                 total = values.detach().float().sum() / batch.n_global
                 sums[name] = sums[name] + total if name in sums else total
@@ -175,7 +179,8 @@ class Loop:
         )
         assert norm is not None
         values, stop = self._agree(sums, norm, signals.received)
-        self._step(values, kept_buffers)
+        with enough_memory(when, "the optimiser's step", MICRO_BATCHES, self._go_on):
+            self._step(values, kept_buffers)
         self.update += 1
         if self.average:
             self.average.update(self.task)
@@ -201,7 +206,8 @@ class Loop:
     def _seed(self, micro: int) -> None:
         """Draw dropout by seed, update and place alone, so that a resumed run is the same."""
         place = micro * self.fabric.world_size + self.fabric.global_rank
-        torch.manual_seed(self.recipe.run.seed * 1_000_003 + self.update + place * 7_919_000_019)
+        seed = self.recipe.run.seed * 1_000_003 + self.update + place * 7_919_000_019
+        torch.manual_seed(seed % 2**63)  # torch takes 64 bits
 
     def _agree(
         self, sums: dict[str, Tensor], norm: Tensor, received: int
@@ -277,6 +283,7 @@ class Loop:
     def measure(self, valid: Sequence[Batch]) -> dict[str, float]:
         """The task's measures of the weights that are deployed, over all validation batches."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
+        when = f"validation after update {self.update}"
         sums: dict[str, tuple[float, float]] = {}
         self.task.eval()
         swapped: AbstractContextManager[None] = nullcontext()
@@ -284,7 +291,9 @@ class Loop:
             swapped = self.average.swapped_into(self.task)
         with torch.no_grad(), swapped, self.fabric.autocast():
             for batch in valid[rank::world]:
-                _add(sums, self.task.validate(self.fabric.to_device(batch)))
+                what = f"a batch of {frames_of(batch)}"
+                with enough_memory(when, what, VALIDATION, self._go_on):
+                    _add(sums, self.task.validate(self.fabric.to_device(batch)))
         self.task.train()
         total: dict[str, tuple[float, float]] = {}
         for part in gathered(self.fabric, sums):
@@ -329,16 +338,6 @@ class Loop:
         failed = self.fabric.broadcast(failed)
         if failed is not None:
             raise TrainingError(failed)
-
-    def _out_of_memory(self, batch: Batch, error: torch.OutOfMemoryError) -> TrainingError:
-        frames = " x ".join(str(n) for n in batch.features.shape[:2])
-        reason = str(error).splitlines()[0] if str(error) else "no more was said"
-        return TrainingError(
-            f"update {self.update + 1}: out of memory on a micro-batch of {frames} frames "
-            f"({reason}); raise run.accumulate, which may change in a resumed run: same updates, "
-            f"smaller micro-batches. In a new run, batches.frames or batches.size can be lower. "
-            f"{self._go_on()}"
-        )
 
     def _go_on(self) -> str:
         """What is left of the run, for an error's message."""

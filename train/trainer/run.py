@@ -118,7 +118,7 @@ def _check_resumable(
 def _make_loop(
     fabric: Fabric, recipe: Recipe, origin: Origin, store: Store, feed: Feed, *, progress: bool
 ) -> Loop:
-    torch.manual_seed(recipe.run.seed)
+    torch.manual_seed(recipe.run.seed % 2**63)
     task = build_task(feed.spec, recipe.task)
     logbook = Logbook(store.folder, writes=fabric.is_global_zero)
     shown = progress and fabric.is_global_zero
@@ -159,9 +159,15 @@ def _closed(loop: Loop, batches: Iterator[Batch]) -> Iterator[None]:
     loop.display.open(loop.update)
     try:
         yield
-    finally:
+    except BaseException:
+        loop.display.close()
+        with contextlib.suppress(OSError):  # the disk may be why the run ends, which has been said
+            loop.logbook.close()
+        raise
+    else:
         loop.display.close()
         loop.logbook.close()
+    finally:
         del batches
 
 

@@ -178,6 +178,7 @@ def serialised(state: State) -> bytes:
 
 def remove_run(folder: Path) -> None:
     """Remove the files of an earlier run, so that none of them is taken for the new one's."""
-    for path in (*folder.glob("weights-*.ckpt"), *(folder / n for n in (PREVIOUS, BEST, AVERAGED))):
+    names = (LAST, PREVIOUS, BEST, AVERAGED)
+    for path in (*folder.glob("weights-*.ckpt"), *(folder / name for name in names)):
         path.unlink(missing_ok=True)
     os.makedirs(folder, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ..data.records import NOISE_LABEL
 from ..recipe import Recipe
 from .sources import Material
 
+log = logging.getLogger(__name__)
+
 AUDIO_ENDINGS = {".wav", ".flac", ".ogg"}
 BABBLE_TRACKS = 4
 BABBLE_CLIPS = 400  # of the training clips, for each track, at most
@@ -26,7 +29,8 @@ def make_augmenter(train: Material, recipe: Recipe, out: Path) -> Augmenter:
     """The recipe's augmenter.
 
     Noises are the corpus' own (clips labelled ``_noise_``) and those below ``data.noises``; babble
-    is made of training clips; room responses are those below ``data.rooms``.
+    is made of training clips; room responses are those below ``data.rooms``. A clip of the corpus
+    that cannot be decoded is left out with a warning.
 
     Raises
     ------
@@ -68,10 +72,20 @@ def _own_noises(train: Material) -> list[int]:
 
 
 def _noises(rows: list[int], train: Material, files: list[Path], rate: int) -> Iterator[Waveform]:
-    for row in rows:
-        yield train.source.clip(row).waveform
+    yield from _decoded(rows, train, set())
     for path in files:
         yield _read(path, rate)
+
+
+def _decoded(rows: Iterable[int], train: Material, bad: set[int]) -> Iterator[Waveform]:
+    """Clips of the corpus; rows that cannot be decoded are said once, and put into `bad`."""
+    for row in rows:
+        try:
+            yield train.source.clip(row).waveform
+        except AudioError as error:
+            if row not in bad:
+                log.warning("not mixed in: %s: %s", train.source.name(row), error)
+            bad.add(row)
 
 
 def _babble(
@@ -79,11 +93,12 @@ def _babble(
 ) -> list[np.ndarray[tuple[int], np.dtype[np.int16]]]:
     """Several voices at once, of training clips in another order for every track."""
     noises = set(_own_noises(train))
+    bad: set[int] = set()
     tracks = []
     for number in range(BABBLE_TRACKS):
         rng = np.random.default_rng((seed, 0xBABB1E, number))
         rows = [row for row in rng.permutation(len(train)).tolist() if row not in noises]
-        clips = (train.source.clip(row).waveform for row in rows[:BABBLE_CLIPS])
+        clips = _decoded(rows[:BABBLE_CLIPS], train, bad)
         tracks.append(babble_track(clips, rng, sample_rate=rate))
     return tracks
 

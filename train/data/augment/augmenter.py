@@ -110,8 +110,12 @@ class Augmenter:
             speech = self.in_room(speech, rng)
         noise = None if self._happens(self.spec.quiet, rng) else self.noise(speech, rng)
         waveform = speech if noise is None else speech + noise
-        waveform = waveform * np.float32(10 ** (rng.uniform(*self.spec.gain_db) / 20))
-        waveform = self.channel(np.clip(waveform, -1.0, 1.0), rng, strength)
+        # As loud as full scale allows: cut peaks would change the ratio of speech to noise, and
+        # overload is the channel's matter.
+        peak = float(np.abs(waveform).max(initial=0.0))
+        gain = min(10 ** (rng.uniform(*self.spec.gain_db) / 20), 1 / max(peak, 1e-9))
+        waveform = np.clip(waveform * np.float32(gain), -1.0, 1.0)  # of the last bit, if anything
+        waveform = self.channel(waveform, rng, strength)
         return Utterance(
             waveform, " ".join(c.text for c in clips[: len(spans)]), spans, speech, noise
         )
