@@ -121,8 +121,9 @@ def choose_threshold(scores: Scores, target_fa_per_hour: float) -> Choice:
         return Choice(1.0, False)
     above = scores.positives[scores.positives > lowest]
     high = float(above.min()) if above.size else lowest
-    unit = 10**-THRESHOLD_DECIMALS
-    threshold = round((lowest + high) / 2, THRESHOLD_DECIMALS)
-    if threshold <= lowest:  # rounding must not let it fire
-        threshold = round(floor(lowest / unit) * unit + unit, THRESHOLD_DECIMALS)
+    units = 10**THRESHOLD_DECIMALS
+    steps = round((lowest + high) / 2 * units)
+    while steps / units <= lowest:  # rounding must not let it fire
+        steps += 1
+    threshold = steps / units
     return Choice(min(threshold, 1.0), bool(scores.false_alarms(min(threshold, 1.0)) <= allowed))
