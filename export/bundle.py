@@ -141,12 +141,7 @@ def update_metrics(
     BundleNotFoundError, BundleSchemaError, BundleIntegrityError
         If the folder is not a sound bundle; it is left as it is then.
     """
-    bundle = Bundle.load(path)
-    manifest = msgspec.structs.replace(
-        bundle.manifest, metrics=metrics, keyword_threshold=keyword_threshold
-    )
-    _write_card_and_manifest(bundle.path, manifest)
-    return Bundle.load(bundle.path)
+    return _update(path, metrics=metrics, keyword_threshold=keyword_threshold)
 
 
 def update_operating_point(path: str | os.PathLike[str], point: OperatingPoint | None) -> Bundle:
@@ -157,11 +152,13 @@ def update_operating_point(path: str | os.PathLike[str], point: OperatingPoint |
     BundleNotFoundError, BundleSchemaError, BundleIntegrityError
         If the folder is not a sound bundle; it is left as it is then.
     """
+    return _update(path, operating_point=point)
+
+
+def _update(path: str | os.PathLike[str], **changes: object) -> Bundle:
+    """Write a sound bundle's manifest and model card anew, with other values of some keys."""
     bundle = Bundle.load(path)
-    manifest = msgspec.structs.replace(
-        bundle.manifest, schema_version=SCHEMA_VERSION, operating_point=point
-    )
-    _write_card_and_manifest(bundle.path, manifest)
+    _write_card_and_manifest(bundle.path, msgspec.structs.replace(bundle.manifest, **changes))
     return Bundle.load(bundle.path)
 
 

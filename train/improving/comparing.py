@@ -162,9 +162,7 @@ def cases_of(
         record = manifest[row]
         if record.label == NOISE_LABEL or (record.text is None and record.label is None):
             continue
-        counts = said_in(record.text, record.label, keywords) or said_in(
-            None, record.label, keywords
-        )
+        counts = said_in(record.text, record.label, keywords)
         if sum(counts.values()) == 1 and len(said) < most:
             said.append(Case(manifest.folder, record, next(iter(counts))))
         elif not counts and len(others) < most and not holds_keyword(record, keywords):
