@@ -16,13 +16,13 @@ sha256 is an error that says so. An older schema is migrated by an explicit func
       native/edim_kernels.c, native/edim_kernels.h       the kernels they call
       native/edge_imputer.c, native/edge_imputer.h       the interface of the C code
       weights.npz                                        float32, to train on from (--init-from)
+      recipe.json                                        what they were trained by
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ import msgspec
 
 from . import __version__
 from .errors import BundleIntegrityError, BundleNotFoundError, BundleSchemaError
+from .files import write_atomically
 from .measured import Interval, Metrics, OperatingPoint, Record
 from .quantization import QuantParams
 from .specs import ModelSpec
@@ -234,16 +235,14 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
             f"{__version__}; upgrade with: pip install -U edge-imputer"
         )
     manifest.spec.check()
+    manifest.spec.check_streaming()
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` in one step, so that an interrupted run leaves no half file."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, folder / MANIFEST_NAME)
+    write_atomically(folder / MANIFEST_NAME, text)
 
 
 def file_records(folder: Path) -> dict[str, FileRecord]:

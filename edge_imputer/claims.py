@@ -31,13 +31,13 @@ def false_alarm_claim(rate: FalseAlarmRate, target: float) -> Claim:
     text = f"Fires wrongly at most {how_often(target)}."
     counted = f"{_times(rate.count)} in {rate.hours:.2f} h"
     if rate.upper <= target:
-        why = f"{counted}: at 95 %, fewer than {_at_most(rate.upper)} an hour"
+        why = f"{counted}: at 95 %, fewer than {at_most(rate.upper)} an hour"
         return Claim(text=text, verdict="supported", why=why)
     if rate.low > target:
-        why = f"{counted}: at 95 %, more than {_at_least(rate.low)} an hour"
+        why = f"{counted}: at 95 %, more than {at_least(rate.low)} an hour"
         return Claim(text=text, verdict="refuted", why=why)
     why = (
-        f"{counted} only says, at 95 %, fewer than {_at_most(rate.upper)} an hour; the claim "
+        f"{counted} only says, at 95 %, fewer than {at_most(rate.upper)} an hour; the claim "
         f"needs at least {hours_needed(0, target):.1f} h without any"
     )
     return Claim(text=text, verdict="unsupported", why=why)
@@ -59,7 +59,7 @@ def operating_point_claims(point: OperatingPoint) -> list[Claim]:
     rate = measured.false_alarms
     claims = [] if target is None else [false_alarm_claim(rate, target)]
     if not claims or claims[0].verdict != "supported":
-        limit = _at_most(rate.upper)
+        limit = at_most(rate.upper)
         text = f"Fires wrongly fewer than {limit} times an hour, at 95 % confidence."
         why = f"{_times(rate.count)} in {rate.hours:.2f} h"
         claims.append(Claim(text=text, verdict="supported", why=why))
@@ -91,16 +91,45 @@ def operating_point_lines(point: OperatingPoint) -> list[str]:
 def how_often(per_hour: float) -> str:
     """``about once in 2 hours``, ``about 3 times an hour``."""
     if per_hour < 0.995:
-        return f"about once in {_number(1 / per_hour)} hours"
-    return "about once an hour" if per_hour < 1.005 else f"about {_number(per_hour)} times an hour"
+        return f"about once in {rate_number(1 / per_hour)} hours"
+    if per_hour < 1.005:
+        return "about once an hour"
+    return f"about {rate_number(per_hour)} times an hour"
 
 
 def rate_text(rate: FalseAlarmRate) -> str:
-    """``1.39 an hour (0.04 to 7.74; 1 in 0.72 h)``."""
+    """``1.4 an hour (0.035 to 7.8; 1 in 0.72 h)``."""
     return (
-        f"{rate.per_hour:.2f} an hour ({rate.low:.2f} to {rate.high:.2f}; "
+        f"{rate_number(rate.per_hour)} an hour ({range_text(rate)}; "
         f"{rate.count} in {rate.hours:.2f} h)"
     )
+
+
+def range_text(rate: FalseAlarmRate) -> str:
+    """``0.035 to 7.8``: the two-sided interval of a rate."""
+    return f"{at_least(rate.low)} to {at_most(rate.high)}"
+
+
+def rate_number(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
+    """A rate as all of them are shown: ``0.0031``, ``0.12``, ``1.2``, ``34``, ``120``.
+
+    Two significant digits below ten, whole numbers above, no zeros at the end; `rounding` is one
+    of `decimal`'s.
+    """
+    exact = Decimal(value)
+    last_digit = Decimal(1).scaleb(min(0, exact.adjusted() - 1))
+    text = f"{exact.quantize(last_digit, rounding):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def at_most(value: float) -> str:
+    """An upper limit, never rounded below itself: what is written must be borne out as well."""
+    return rate_number(value, ROUND_CEILING)
+
+
+def at_least(value: float) -> str:
+    """A lower limit, never rounded above itself."""
+    return rate_number(value, ROUND_FLOOR)
 
 
 def share_text(interval: Interval) -> str:
@@ -133,20 +162,3 @@ def _data(measured: Measured) -> str:
 
 def _times(count: int) -> str:
     return {0: "no false alarm", 1: "1 false alarm"}.get(count, f"{count} false alarms")
-
-
-def _at_most(value: float) -> str:
-    """An upper limit, never rounded below itself: what is written must be borne out as well."""
-    return _number(value, ROUND_CEILING)
-
-
-def _at_least(value: float) -> str:
-    """A lower limit, never rounded above itself."""
-    return _number(value, ROUND_FLOOR)
-
-
-def _number(value: float, rounding: str = ROUND_HALF_EVEN) -> str:
-    """Two significant digits below ten, whole numbers above; `rounding` is one of `decimal`'s."""
-    exact = Decimal(value)
-    last_digit = Decimal(1).scaleb(min(0, exact.adjusted() - 1))
-    return f"{float(exact.quantize(last_digit, rounding)):.15g}"

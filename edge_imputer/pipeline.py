@@ -133,6 +133,7 @@ class StreamingDecoder:
     ) -> None:
         described, self.backend = open_model(model, backend)
         spec = self.spec = described.spec
+        spec.check_streaming()
         self.schedule = resolve_schedule(spec.head, n_steps, schedule)
         self._log_mel = StreamingLogMel(spec.features)
         self._clipping = ClippingDetector()

@@ -25,6 +25,7 @@ from edge_imputer.bundle import (
     write_manifest,
 )
 from edge_imputer.errors import ExportError, require
+from edge_imputer.files import write_atomically
 from edge_imputer.specs import ModelSpec
 
 from .build import build_graphs
@@ -191,10 +192,7 @@ def _write_models(
 
 def _write_card_and_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the card, then the manifest with the sha256 of all files."""
-    card = folder / CARD_NAME
-    draft = folder / f".{CARD_NAME}"
-    draft.write_text(model_card(manifest), encoding="utf-8", newline="\n")
-    os.replace(draft, card)
+    write_atomically(folder / CARD_NAME, model_card(manifest).encode())
     records = file_records(folder)
     if manifest.files:  # an update: files that somebody put beside the bundle's are not ours
         records = {name: records[name] for name in records if name in manifest.files}

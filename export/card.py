@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from edge_imputer.bundle import GraphRecord, Interval, Manifest, Metrics, TensorRecord
-from edge_imputer.claims import operating_point_lines
+from edge_imputer.claims import at_most, operating_point_lines, rate_number
 from edge_imputer.metrics import false_alarm_rate
 from edge_imputer.specs import ModelSpec
 
@@ -91,7 +91,7 @@ def _measured(metrics: Metrics, threshold: float | None) -> str:
         ("keyword recall", *_interval(metrics.keyword_recall)),
         (
             "keyword false alarms an hour",
-            NOT_MEASURED if false_alarms is None else f"{false_alarms:.2f}",
+            NOT_MEASURED if false_alarms is None else rate_number(false_alarms),
             "",
             "" if hours is None else f"{hours:.2f} h",
         ),
@@ -138,7 +138,7 @@ def _limits(manifest: Manifest) -> str:
         bound = false_alarm_rate(0, metrics.negative_hours).upper
         lines.append(
             f"No false alarm in {metrics.negative_hours:.2f} h only says that, at 95 %, there are "
-            f"fewer than {bound:.1f} an hour."
+            f"fewer than {at_most(bound)} an hour."
         )
     return "\n".join(f"- {line}" for line in lines)
 

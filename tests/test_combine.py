@@ -13,6 +13,7 @@ from edge_imputer.errors import DataError
 from edge_imputer.train.data import ClipRecord, Manifest, read_clip, write_manifest
 from edge_imputer.train.data.combine import concatenate, merge
 from edge_imputer.train.improving.continuing import write_corpus
+from edge_imputer.train.recipe import read_recipe
 
 RATE = 8000
 
@@ -60,7 +61,9 @@ def test_paths_lead_to_the_audio_through_links(tmp_path: Path) -> None:
     (tmp_path / "runs").symlink_to(tmp_path / "other" / "deep" / "er")
     part = Manifest.open(tmp_path / "a")
     merge([part], tmp_path / "runs" / "out")
-    write_corpus(part, None, None, tmp_path / "runs" / "more", share=0.3, drawn=True)
+    write_corpus(
+        part, None, None, tmp_path / "runs" / "more", share=0.3, recipe=read_recipe("wake-word")
+    )
     for name in ("out", "more"):
         both = Manifest.open(tmp_path / "runs" / name)
         for record, original in zip(both, part, strict=True):

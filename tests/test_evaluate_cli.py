@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 from edge_imputer.bundle import Bundle
+from edge_imputer.cli.evaluate import print_report
 from edge_imputer.cli.main import main
+from edge_imputer.metrics import false_alarm_rate
 from edge_imputer.spotter import KeywordSpotter
+from edge_imputer.train.evaluation import KeywordReport, write_html
 
 RATE = 16_000
 
@@ -125,6 +129,21 @@ def test_keywords_end_in_a_bundle_that_knows_its_threshold(
     )
     assert json.loads(again)["keywords"] == ["one", "two"]  # the operating point's own
     assert (out / "journal.jsonl").read_bytes() == journal  # and it is no part of the model's hash
+    assert_small_rates_are_shown(capsys, out / "evaluation.json", tmp_path / "long.html")
+
+
+def assert_small_rates_are_shown(
+    capsys: pytest.CaptureFixture[str], figures: Path, page: Path
+) -> None:
+    """Had the test taken 960 hours: a limit of 0.0032 an hour is not 0.00."""
+    report = msgspec.json.decode(figures.read_bytes(), type=KeywordReport)
+    row = msgspec.structs.replace(report.false_alarms[0], false_alarms=false_alarm_rate(1, 960.0))
+    report = msgspec.structs.replace(report, false_alarms=(row,))
+    print_report(report)
+    shown, text = capsys.readouterr().out, write_html(page, report).read_text("utf8")
+    for part in ("0.001", "0.000026 to 0.0059", "0.005"):  # rate, interval, upper limit
+        assert f"<td>{part}</td>" in text, part
+    assert "0.005" in shown.split()
 
 
 def test_a_given_threshold_needs_no_valid_split(

@@ -243,6 +243,19 @@ def test_misses_never_fall_and_false_alarms_never_rise(
     assert len(scores.curve(max_points=5)) <= 5
 
 
+def test_a_long_curve_keeps_its_rare_false_alarms():
+    """Ten thousand events, of which people care about the ten highest."""
+    rng = np.random.default_rng(0)
+    scores = Scores(rng.uniform(0.3, 1.0, 100), rng.beta(0.2, 6.0, 10_000), hours=2.0)
+    curve = scores.curve()
+    assert 100 < len(curve) <= 200
+    counts = {p.false_alarms.count for p in curve}
+    assert set(range(10)) <= counts
+    assert (curve[0].threshold, curve[-1].threshold) == (0.0, 1.0)
+    gaps = np.diff([p.frr.value for p in curve])
+    assert gaps.max() < 0.05
+
+
 @given(SHARES.filter(bool), SHARES, st.floats(0.1, 20.0), st.floats(0.2, 5.0))
 @example([0.25], [0.297], 1.0, 0.5)  # 0.297 / 0.0001 is less than 2970
 @settings(deadline=None)
@@ -432,8 +445,14 @@ def test_speakers_are_blocks_where_all_are_known(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"audio": "x.wav"}'])
 def test_bad_manifests_are_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "manifest.jsonl").write_text(line)
-    with pytest.raises(DataError, match=re.escape(str(tmp_path / "manifest.jsonl"))):
+    """As `Manifest` names them: by the line."""
+    write_corpus(tmp_path, [{"audio": "a.wav"}])
+    with (tmp_path / "manifest.jsonl").open("a") as file:
+        file.write(f"\n{line}\n")
+    said = re.escape(f"{tmp_path / 'manifest.jsonl'}, line 3: ")
+    with pytest.raises(DataError, match=said):
         open_data_set(tmp_path, "test")
+    with pytest.raises(DataError, match=said):
+        NoiseMixer(tmp_path, "test", sample_rate=RATE, seed=0)
     with pytest.raises(DataError, match="found none at"):
         open_data_set(tmp_path / "none", "test")

@@ -238,7 +238,7 @@ def test_metrics_are_put_into_manifest_and_card_together(bundle: Bundle) -> None
     for text in ("97.50%", "95.12% to 99.00%", "two recordings", "0.6250", "1.50 h"):
         assert text in card
     assert "| keyword recall | not measured |" in card
-    assert "fewer than 2.0 an hour" in card  # three alarms' worth of nothing in 1.5 hours
+    assert "fewer than 2 an hour" in card  # three alarms' worth of nothing in 1.5 hours
     raw = json.loads((bundle.path / "manifest.json").read_text())
     assert raw["metrics"]["keyword_recall"] is None  # nulls are written
 

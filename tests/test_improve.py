@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.cli import improve as cli
 from edge_imputer.cli.main import main
+from edge_imputer.cli.steps import export_checkpoint, load_corpus
 from edge_imputer.errors import DataError, SpecError
 from edge_imputer.train.checkpoint import load_checkpoint, read_raw
 from edge_imputer.train.data import Manifest, write_manifest
@@ -24,6 +25,7 @@ from edge_imputer.train.improving import (
     Improvement,
     ImproveReport,
     Rules,
+    Spotter,
     collect,
     continuing_recipe,
     improve,
@@ -32,18 +34,21 @@ from edge_imputer.train.improving import (
 from edge_imputer.train.improving.comparing import Outcome, compare, sign_test
 from edge_imputer.train.improving.continuing import shares_with_hard, write_corpus
 from edge_imputer.train.improving.mining import fires
-from edge_imputer.train.recipe import BucketedBatches, read_recipe
+from edge_imputer.train.recipe import BucketedBatches, DrawnBatches, read_recipe
 from edge_imputer.train.trainer import read_corpus, train
 from edge_imputer.train.trainer.store import Store
 
 from .improving_cases import (
     CONFUSING,
+    CONFUSING_WRITER,
     KEYWORD,
     OTHER_VOICE,
     RATE,
     row,
     sound,
+    text_recipe,
     train_spotter,
+    train_writer,
     write_clip,
     write_negatives,
 )
@@ -288,8 +293,9 @@ def test_models_and_places_that_cannot_be(home, tmp_path, capsys, untrained_bund
         (line,) = err.strip().splitlines()
         return line
 
-    assert "got a bundle, whose model writes text" in refused(untrained_bundle, *clips, *out)
-    assert "found neither" in refused(tmp_path / "none", *clips, *out)
+    line = refused(untrained_bundle, *clips, *out, "-w", "seven")
+    assert "no weights.npz, the weights to train on from" in line
+    assert "found none of these" in refused(tmp_path / "none", *clips, *out)
     assert "got none" in refused(home / "run", "--data", home / "tones", *out)
     inside = ("--out", home / "run")
     assert "folder of its own" in refused(home / "run", *clips, *inside)
@@ -303,7 +309,11 @@ def test_models_and_places_that_cannot_be(home, tmp_path, capsys, untrained_bund
     tiny = tiny_recipe("digits")
     data = read_corpus(home / "tones", tiny.data, RATE)
     train(*data, tiny, speech, data_name="tones", progress=False)
-    assert "got one that writes text" in refused(speech, *clips, *out)
+    assert "its recipe names none; give --keyword WORD" in refused(speech, *clips, *out)
+    line = refused(speech, *clips, *out, "-w", "up", "--recipe", "ctc")
+    assert "expected a recipe for the model's own task" in line
+    line = refused(home / "run", *clips, *out, "-w", "up", "-w", "down")
+    assert "expected one at most" in line
 
 
 def test_saved_clips_are_sorted_out(tmp_path):
@@ -395,7 +405,7 @@ def test_hard_negatives_take_their_share_from_other_speech(share, shares):
 
 def test_the_recipe_goes_on_gently():
     first = read_recipe("wake-word", ["run.ema=0.9", "run.patience=3"])
-    then = continuing_recipe(first)
+    then = continuing_recipe(first, ())
     assert (then.run.updates, then.run.result, then.run.patience, then.run.ema) == (
         2000,
         "last",
@@ -405,13 +415,19 @@ def test_the_recipe_goes_on_gently():
     assert then.optimizer.learning_rate == pytest.approx(1e-4)
     assert (then.encoder, then.features, then.data) == (first.encoder, first.features, first.data)
     assert then.batches.shares["_hard_"] == pytest.approx(0.25)
-    assert continuing_recipe(first, updates=7, rate=0.5).run.updates == 7
-    with pytest.raises(SpecError, match="keywords"):
-        continuing_recipe(read_recipe("digits"))
+    assert continuing_recipe(first, (), updates=7, rate=0.5).run.updates == 7
     with pytest.raises(SpecError, match="share above 0"):
-        continuing_recipe(first, share=1.0)
+        continuing_recipe(first, (), share=1.0)
     bucketed = read_recipe("keywords-35", ["batches={kind='bucketed'}"])
-    assert isinstance(continuing_recipe(bucketed).batches, BucketedBatches)
+    assert isinstance(continuing_recipe(bucketed, ()).batches, BucketedBatches)
+
+
+def test_the_recipe_of_a_model_that_writes_names_its_keywords():
+    then = continuing_recipe(read_recipe("digits"), ("seven", "two"), share=0.2)
+    assert then.task.keywords == ("seven", "two")
+    assert (then.task.flat_start, then.task.all_masked) == (0.0, 0.0)
+    assert then.batches.shares == {"_hard_": 0.2}
+    assert continuing_recipe(read_recipe("ctc"), ("two",)).task.keywords == ("two",)
 
 
 def test_rows_are_repeated_up_to_their_share(tmp_path):
@@ -427,15 +443,21 @@ def test_rows_are_repeated_up_to_their_share(tmp_path):
         write_manifest(tmp_path / name, rows)
         parts.append(Manifest.open(tmp_path / name))
     original, saved, hard = parts
-    repeats = write_corpus(original, saved, hard, tmp_path / "a", share=0.3, drawn=True)
+    by_label = read_recipe("wake-word")
+    assert isinstance(by_label.batches, DrawnBatches)
+    epochs = read_recipe("wake-word", ["batches={kind='bucketed'}"])
+    repeats = write_corpus(original, saved, hard, tmp_path / "a", share=0.3, recipe=by_label)
     assert repeats == {"up": 9, "_hard_": 4}
     labels = [r.label for r in Manifest.open(tmp_path / "a")]
     assert pytest.approx(0.3, abs=0.02) == 45 / (100 + 45)
     assert labels.count("up") == 145
     assert labels.count("_hard_") == 40 + 40
-    repeats = write_corpus(original, saved, None, tmp_path / "b", share=0.3, drawn=False)
+    repeats = write_corpus(original, saved, None, tmp_path / "b", share=0.3, recipe=epochs)
     assert repeats == {"up": 9, "_hard_": 43}  # 430 of 1430 rows
     assert all("kept" not in r.audio for r in Manifest.open(tmp_path / "b"))
+    text = read_recipe("digits")  # which knows no label but that of hard negatives
+    repeats = write_corpus(original, saved, hard, tmp_path / "c", share=0.3, recipe=text)
+    assert repeats == {"up": 86, "_hard_": 4}  # 430 of 1430 rows
 
 
 def test_comparisons_count_pairs():
@@ -457,3 +479,91 @@ def test_the_sign_test_is_exact(mended, spoilt):
     uneven = sum(comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(mended - spoilt))
     assert p == pytest.approx(uneven / 2**n)
     assert 0 < p <= 1
+
+
+# ----------------------------------------------------------- models that write text, and bundles
+
+
+@pytest.fixture(scope="module")
+def writer(home: Path) -> Path:
+    """A small Imputer that writes the names of the sounds; and what it takes for the keyword."""
+    rng = np.random.default_rng(6)
+    for take in range(N_FIRES):
+        write_clip(home / "near" / f"{take}.wav", sound(CONFUSING_WRITER, rng))
+    return train_writer(home / "tones", home / "writer")
+
+
+@pytest.fixture(scope="module")
+def bundle(home: Path, writer: Path) -> Path:
+    """The same as it is deployed."""
+    path = home / "bundle"
+    export_checkpoint(writer, load_corpus(home / "tones"), path, licence="none")
+    return path
+
+
+def spoken(spotter: Spotter, name: str, n: int = 12) -> np.ndarray:
+    rng = np.random.default_rng(7)
+    return np.array([spotter.system.score(sound(name, rng)).max() for _ in range(n)])
+
+
+def test_a_bundle_is_improved_and_exported_again(home, bundle, tmp_path, capsys):
+    """Its false fires have no transcript; its misses are transcripts as any."""
+    out = tmp_path / "out"
+    code, stdout, stderr = command(
+        capsys,
+        bundle,
+        *("--keyword", KEYWORD, "--false-fires", home / "near", "--misses", home / "misses"),
+        *("--data", home / "tones", "--out", out, "--updates", "200", "--rate", "1"),
+    )
+    assert code == 0, stderr
+    assert stdout.strip().splitlines()[-1] == str(out / "bundle")
+    report = msgspec.json.decode((out / "improve.json").read_bytes(), type=ImproveReport)
+    found = {c.clips: c for c in report.comparisons}
+    fires_ = found["kept-back false fires"]
+    assert fires_.mended > 0 == fires_.spoilt
+    assert fires_.after.value < 0.2
+    assert found["kept-back misses"].after.value < 0.3
+    for name in ("valid, keywords", "valid, others", "valid, transcripts"):
+        assert (found[name].before.value, found[name].after.value) == (0.0, 0.0)
+    assert found["valid, transcripts"].what == "misspelt"
+    assert report.model == "bundle"
+    old, new = (open_spotter(path, keywords=[KEYWORD]) for path in (bundle, out / "bundle"))
+    assert np.median(spoken(new, KEYWORD)) > 0.5
+    assert spoken(new, CONFUSING_WRITER).mean() < 0.3 * spoken(old, CONFUSING_WRITER).mean()
+    # The new checkpoint knows what it listens for.
+    assert open_spotter(out / "improved.ckpt").keywords == (KEYWORD,)
+
+
+def test_a_checkpoint_hears_what_its_bundle_hears(bundle, writer):
+    """In float and whole utterances, where the other is int8 and a stream."""
+    one, other = open_spotter(writer, keywords=[KEYWORD]), open_spotter(bundle, keywords=[KEYWORD])
+    assert one.system.frame_s == other.system.frame_s
+    for name in (KEYWORD, "down", CONFUSING_WRITER):
+        np.testing.assert_allclose(spoken(one, name), spoken(other, name), atol=0.15)
+
+
+def test_an_old_bundle_needs_a_recipe(home, bundle, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(bundle, old)
+    (old / "recipe.json").unlink()
+    manifest = json.loads((old / "manifest.json").read_text("utf8"))
+    del manifest["files"]["recipe.json"]
+    (old / "manifest.json").write_text(json.dumps(manifest), "utf8")
+    given_options = ("-w", KEYWORD, "--false-fires", home / "near", "--data", home / "tones")
+    code, _, err = command(capsys, old, *given_options, "--out", tmp_path / "out")
+    assert code == 2
+    assert "no recipe.json, the recipe that it was trained by; give one with --recipe" in err
+
+
+def test_hard_negatives_without_a_keyword_are_left_out(home, tmp_path, caplog):
+    """A recipe that names none has no use for them, and says so."""
+    rows = [*Manifest.open(home / "tones"), row("train-low-0.wav", 0.5, label="_hard_")]
+    shutil.copytree(home / "tones", tmp_path / "tones")
+    write_manifest(tmp_path / "tones", rows)
+    plan = text_recipe("run.updates=2", "run.valid_every=2")
+    data = read_corpus(tmp_path / "tones", plan.data, RATE)
+    train(*data, plan, tmp_path / "run", data_name="tones", progress=False)
+    assert "left out 1 of 65 clips (no transcript: 1)" in caplog.text
+    shares = text_recipe("batches.shares={_unknown_=0.5}")
+    with pytest.raises(SpecError, match="expected _hard_ alone"):
+        train(*data, shares, tmp_path / "other", data_name="tones", progress=False)

@@ -353,7 +353,9 @@ def text_system(folder: Path, alignment: str, *, margin: float = 8.0) -> TextKey
     """Keywords of a bundle that hears `alignment`, then silence."""
     write_bundle(folder, spec=TALK)
     logits = logits_of(TALK, alignment + "." * 40, margin=margin)
-    return TextKeywordSystem(Bundle.load(folder), ScriptedBackend(TALK, logits), ["ab", "c"])
+    return TextKeywordSystem.of_bundle(
+        Bundle.load(folder), ScriptedBackend(TALK, logits), ["ab", "c"]
+    )
 
 
 def test_a_word_counts_once_however_many_boundaries_follow(tmp_path: Path) -> None:

@@ -10,10 +10,15 @@ import pytest
 
 from edge_imputer.bundle import Bundle
 from edge_imputer.claims import (
+    at_least,
+    at_most,
     false_alarm_claim,
     how_often,
     operating_point_claims,
     operating_point_lines,
+    range_text,
+    rate_number,
+    rate_text,
 )
 from edge_imputer.cli.main import main
 from edge_imputer.errors import SpecError
@@ -131,6 +136,32 @@ def test_rates_in_words(rate: float, words: str) -> None:
     assert how_often(rate) == words
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (0.0000312, "0.000031"),
+        (0.003120, "0.0031"),
+        (0.0996, "0.1"),
+        (0.1234, "0.12"),
+        (1.23, "1.2"),
+        (9.96, "10"),
+        (34.2, "34"),
+        (120.0, "120"),
+    ],
+)
+def test_rates_keep_two_digits(value: float, shown: str) -> None:
+    assert rate_number(value) == shown
+    assert float(at_least(value)) <= value <= float(at_most(value))
+
+
+def test_the_rates_of_a_long_test_do_not_vanish() -> None:
+    rate = false_alarm_rate(0, 960.0)
+    assert at_most(rate.upper) == "0.0032"
+    assert rate_text(rate) == "0 an hour (0 to 0.0039; 0 in 960.00 h)"
+    assert range_text(false_alarm_rate(2, 960.0)) == "0.00025 to 0.0076"
+
+
 def test_what_is_not_supported_is_followed_by_what_is() -> None:
     assert [c.verdict for c in operating_point_claims(point())] == ["supported"]
     first, second = operating_point_claims(point(0, 0.75))
@@ -152,7 +183,7 @@ def test_lines_say_everything() -> None:
         "recordings of words valid (keywords) and recordings of talk valid (negatives)",
         "no threshold reaches that there",
         "misses 2.5 % (0.5 to 7.1, n 120)",
-        "0.50 an hour (0.06 to 1.81; 2 in 4.00 h)",
+        "0.5 an hour (0.06 to 1.9; 2 in 4.00 h)",
         "UNSUPPORTED: ",
     ):
         assert part in text, part

@@ -22,7 +22,7 @@ from edge_imputer.audio import CLIP_LEVEL
 from edge_imputer.cli.main import main
 from edge_imputer.clip_checks import ClipTask, check_clip
 from edge_imputer.errors import DataError
-from edge_imputer.train.data import ClipRecord, Manifest, read_clip, write_manifest
+from edge_imputer.train.data import ClipRecord, Manifest, prepare, read_clip, write_manifest
 from edge_imputer.train.data.adapters import AdapterOptions
 from edge_imputer.train.data.prepare import prepare_corpus
 from edge_imputer.train.data.summary import summarize
@@ -409,6 +409,34 @@ def test_a_killed_run_goes_on_to_the_same_manifest(tmp_path, many, copy):
     prepare_corpus("words", many, out, copy=copy, progress=lambda done, _: seen.append(done))
     assert seen == [100]  # nothing is left to be done
     assert outputs(out) == outputs(whole)
+
+
+def test_copies_that_a_power_cut_emptied_are_made_again(tmp_path, many):
+    """Their names, sizes and findings are on disk, their content is not."""
+    whole, out = tmp_path / "whole", tmp_path / "cut"
+    prepare_corpus("words", many, whole, copy="flac")
+    run_prepare(many, out, stop=64, copy="flac")
+    lost = sorted((out / "audio").rglob("*.flac"))[10:13]
+    for path in lost:
+        path.write_bytes(bytes(path.stat().st_size))
+    seen: list[int] = []
+    prepare_corpus("words", many, out, copy="flac", progress=lambda done, _: seen.append(done))
+    assert seen == [61, 93, 100]
+    assert outputs(out) == outputs(whole)
+    for path in lost:
+        assert path.read_bytes() == (whole / path.relative_to(out)).read_bytes()
+
+
+def test_copies_are_on_disk_before_the_manifest_and_not_read_after_it(tmp_path, many, monkeypatch):
+    synced: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "sync", lambda: synced.append((tmp_path / "manifest.jsonl").exists()))
+        prepare_corpus("words", many, tmp_path, copy="flac")
+    assert synced == [False]
+    monkeypatch.setattr(prepare, "copy_digest", lambda _: pytest.fail("a copy was read"))
+    seen: list[int] = []
+    prepare_corpus("words", many, tmp_path, copy="flac", progress=lambda done, _: seen.append(done))
+    assert seen == [100]
 
 
 def test_the_processes_of_a_killed_run_end_with_it(tmp_path, many):

@@ -63,3 +63,43 @@ def test_only_chosen_rows_are_shown() -> None:
     assert "| a | 1 |" in shown
     assert "| b |" not in shown
     assert results.render(shown, {"t": rows}) == shown
+
+
+CONDITION = {
+    "data": "words",
+    "split": "test",
+    "kind": "synthetic",
+    "snr_db": None,
+    "by": None,
+    "group": None,
+}
+
+
+def test_an_evaluation_becomes_rows(tmp_path) -> None:
+    rate = {"value": 0.25, "low": 0.1, "high": 0.4, "n": 40}
+    alarms = {"count": 3, "hours": 2.0, "per_hour": 1.5, "low": 0.3, "high": 4.4, "upper": 3.9}
+    noisy = {**CONDITION, "snr_db": 5.0, "by": "engine", "group": "flite"}
+    misses = [
+        {"condition": where, "frr": rate, "negatives": "talk", "false_alarms": alarms}
+        for where in (CONDITION, noisy)
+    ]
+    first, second = results.miss_rows({"misses": misses})
+    assert first["data"] == "words test (synthetic)"
+    assert first["condition"] == "clean"
+    wanted = {"frr": 0.25, "fa_per_hour": 1.5, "hours": 2.0, "ci_low": 0.1, "ci_high": 0.4}
+    assert wanted.items() <= first.items()
+    assert second["data"] == "words test (synthetic), engine flite"
+    assert second["condition"] == "5 dB"
+    rows = [
+        {"condition": where, "n_clips": 40, "wer": rate, "cer": rate}
+        for where in (CONDITION, noisy)
+    ]
+    compared = [{"condition": CONDITION, "other": "b", "difference": rate, "p_value": 0.01}]
+    first, second = results.transcript_rows({"rows": rows, "comparisons": compared})
+    assert (first["wer"], first["wer_high"], first["difference"], first["p"]) == (
+        0.25,
+        0.4,
+        0.25,
+        0.01,
+    )
+    assert "difference" not in second

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_imputer.backends import Backend
 from edge_imputer.errors import SpecError
+from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.specs import (
     AttentionSpec,
     ConformerSpec,
@@ -38,6 +42,8 @@ from edge_imputer.train.tasks import (
     build_task,
 )
 from edge_imputer.train.tasks.keywords import classify, max_pool_loss
+
+from .fakes import Described
 
 FEATURES = FeatureSpec(n_mels=8)
 TOKENS = TokenSpec(characters=(" ", "a", "b"))
@@ -125,7 +131,9 @@ WORDS = ("yes", "no", "stop")
 CASES: dict[str, tuple[TaskSpec, object]] = {
     **{f"imputer, {name}": (settings, CRNN) for name, settings in IMPUTERS.items()},
     "imputer, conformer with branches": (IMPUTERS["dp"], BRANCHED),
+    "imputer, hard negatives": (ImputerTaskSpec(head=HEAD, keywords=("ab", "b")), CRNN),
     "ctc": (CtcTaskSpec(chunk=4), CRNN),
+    "ctc, hard negatives": (CtcTaskSpec(chunk=4, keywords=("ab",)), CRNN),
     "ctc, tcn": (CtcTaskSpec(chunk=4), TcnSpec(channels=5, stacks=((1,), (2,)))),
     "ctc, self-conditioned": (CtcTaskSpec(chunk=4), BRANCHED),
     "keywords": (KeywordTaskSpec(keywords=WORDS), CRNN),
@@ -503,3 +511,21 @@ def test_an_imputers_head_loss_is_the_objectives() -> None:
     )
     found = model.losses(b, 50, 0.5)["imputer"]
     torch.testing.assert_close(found, losses / b.target_lengths)
+
+
+@pytest.mark.parametrize("pattern", ["dense", "local", "local+fixed"])
+def test_what_cannot_stream_can_be_trained_and_is_refused_where_it_would_stream(pattern) -> None:
+    attention = AttentionSpec(
+        pattern=pattern,
+        heads=2,
+        block=4,
+        left_context=0 if pattern == "dense" else 4,
+        direction="bidirectional",
+    )
+    model = task(CtcTaskSpec(chunk=4), msgspec.structs.replace(CONFORMER, attention=attention))
+    assert model.losses(batch(), 50, 0.5)["loss"].isfinite().all()
+    assert isinstance(model.spec, ModelSpec)
+    with pytest.raises(SpecError, match="to encode a stream, got bidirectional"):
+        model.spec.check_streaming()
+    with pytest.raises(SpecError, match="to encode a stream, got bidirectional"):
+        StreamingDecoder(Described(model.spec), backend=cast("Backend", None))

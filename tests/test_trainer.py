@@ -26,6 +26,7 @@ from edge_imputer.train.recipe import Recipe
 from edge_imputer.train.tasks import build_task
 from edge_imputer.train.trainer import Material, read_corpus, read_initial, train
 from edge_imputer.train.trainer import store as store_module
+from edge_imputer.train.trainer.display import Display
 from edge_imputer.train.trainer.feeding import make_plan
 from edge_imputer.train.trainer.logbook import Table
 from edge_imputer.train.trainer.loop import Loop
@@ -111,7 +112,7 @@ from edge_imputer.cli.main import main
 step, calls = torch.optim.AdamW.step, []
 def killed(self, *args, **kwargs):
     calls.append(0)
-    if len(calls) == 15:
+    if len(calls) == 16:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *args, **kwargs)
 torch.optim.AdamW.step = killed
@@ -120,7 +121,7 @@ main(sys.argv[1:])
 
 
 def test_a_run_killed_in_an_epoch_goes_on_to_the_same_weights(unbroken, corpus, tmp_path):
-    """kill -9 in update 15, the last checkpoint being of update 12; with a process that loads."""
+    """kill -9 in update 16, the last checkpoint being of update 12; with a process that loads."""
     from .training_cases import SIZES, TINY
 
     settings = [*TINY, *SIZES["digits"], *EVERYTHING, "data.workers=1"]
@@ -132,6 +133,7 @@ def test_a_run_killed_in_an_epoch_goes_on_to_the_same_weights(unbroken, corpus, 
     died = subprocess.run(code, cwd=ROOT, env=env, capture_output=True, timeout=180, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert load_checkpoint(out / "last.ckpt").updates == 12
+    assert table(out / "train.csv") == table(unbroken / "train.csv")[:5]  # a row of update 15 too
     with pytest.raises(SystemExit) as stop:
         main([*command, "--resume"])
     assert stop.value.code == 0
@@ -334,6 +336,53 @@ def test_a_table_drops_what_a_crash_left(tmp_path):
     ]
     Table(path).resume(0)
     assert not path.exists()
+
+
+def test_rows_are_seen_at_once_and_cut_after_the_checkpoint(tmp_path):
+    path = tmp_path / "t.csv"
+    first, whole = Table(path), Table(tmp_path / "whole.csv")
+    for one in (first, whole):
+        one.resume(0)
+    for update in (1, 2, 3):
+        first.add(update, {"loss": 1 / update})
+        whole.add(update, {"loss": 1 / update})
+        assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+        assert len(path.read_text().splitlines()) == 1 + update
+        if update == 2:
+            first.flush()  # with the checkpoint
+    for left in (b"", b"4,0.0", b"4,0.2\n\0\0\0\0\n", b"\0" * 100):  # by kill -9, by a power cut
+        rest = path.read_bytes()
+        path.write_bytes(rest + left)
+        again = Table(path)
+        again.resume(2)
+        assert path.read_text() == "update,loss\n1,1\n2,0.5\n"
+        again.add(3, {"loss": 1 / 3})
+        assert path.read_bytes() == rest == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_table_that_somebody_removed_is_begun_anew(tmp_path):
+    table = Table(tmp_path / "t.csv")
+    table.resume(0)
+    table.add(1, {"loss": 1.0})
+    table.path.unlink()
+    table.flush()
+    table.add(2, {"loss": 0.5})
+    assert table.path.read_text() == "update,loss\n2,0.5\n"
+
+
+def test_progress_leaves_out_what_is_counted_by_class(capsys):
+    display = Display(4, every=2, monitor="recall/no", shown=True)
+    display.open(0)
+    display.losses(2, {"loss": 0.25, "ctc": 1.0})
+    display.measures(
+        2, {"accuracy": 0.5, "recall/yes": 0.25, "recall/no": 0.75, "balanced_accuracy": 0.6}
+    )
+    display.advance(2)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        "update 2 of 4: loss 0.250, ctc 1.000, accuracy 0.500, recall/no 0.750, "
+        "balanced_accuracy 0.600, "
+    )
 
 
 def test_training_begins_with_the_weights_of_a_checkpoint(unbroken, data, tmp_path):

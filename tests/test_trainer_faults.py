@@ -21,6 +21,7 @@ from edge_imputer.errors import DataError, TrainingError, TrainingStopped
 from edge_imputer.train.checkpoint import load_checkpoint, read_raw
 from edge_imputer.train.tasks import ImputerTask
 from edge_imputer.train.trainer import Material, read_corpus, sources, train
+from edge_imputer.train.trainer.logbook import Table
 from edge_imputer.train.trainer.signals import StopSignals
 
 from .processes import python_group
@@ -126,6 +127,23 @@ def test_a_full_disk_is_said_once_where_both_tables_wait(data, tmp_path, monkeyp
     assert said.startswith(str(tmp_path))
     assert "File too large" in said
     assert "last.ckpt is whole: go on with --resume" in said
+
+
+def test_rows_wait_where_the_disk_is_full(tmp_path):
+    """A row that was cut short is written again, once; the error is the checkpoint's to say."""
+    table = Table(tmp_path / "t.csv")
+    table.resume(0)
+    table.add(1, {"loss": 1.0})
+    with file_size_limit() as fill:
+        fill(table.path.stat().st_size + 9)  # one row and a half
+        table.add(2, {"loss": 0.5})
+        table.add(3, {"loss": 0.25})
+        table.add(4, {"loss": 0.125, "ctc": 7.0})
+        with pytest.raises(OSError, match="too large"):
+            table.flush()
+    table.add(5, {"loss": 0.1, "ctc": 6.0})
+    table.flush()
+    assert updates_of(table.path) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])

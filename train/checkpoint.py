@@ -6,8 +6,6 @@ What is ours is plain JSON and tensors, so that loading never unpickles a class.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -142,43 +140,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     task.eval()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Checkpoint(spec, recipe, origin, task, int(raw[KEY]["updates"]), digest)
-
-
-def write_atomically(path: Path, data: bytes, *, keep_old: Path | None = None) -> None:
-    """Replace a file in one step: after a crash it is the old one or the new one, and whole.
-
-    `keep_old` is where the old one goes.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; the old file is as it was.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        if keep_old is not None and path.exists():
-            os.replace(path, keep_old)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """See a renaming on disk; systems that cannot sync a folder do it in their own time."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _from_1(raw: dict[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,23 @@ from .imputer import ImputerHead
 from .imputer_stack import ImputerStack
 
 
-@torch.no_grad()
 def decode(
     head: ImputerHead | ImputerStack,
     encoder_out: Tensor,
     schedule: Sequence[int],
     lengths: Tensor | None = None,
 ) -> Tensor:
+    """The alignment alone of `decode_with_log_probs`: long, (B, T)."""
+    return decode_with_log_probs(head, encoder_out, schedule, lengths)[0]
+
+
+@torch.no_grad()
+def decode_with_log_probs(
+    head: ImputerHead | ImputerStack,
+    encoder_out: Tensor,
+    schedule: Sequence[int],
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Fill in the alignment of every utterance (Chan et al. 2020, section 3.4).
 
     Each pass commits, in every block, the `schedule[k]` open frames that come first in the head's
@@ -39,6 +49,8 @@ def decode(
     Returns
     -------
     alignment : long, (B, T)
+    log_probs : (B, T, V)
+        Of each frame, in the pass that committed it.
     """
     block = head.spec.block_size
     alignment = head.fully_masked(encoder_out)
@@ -46,6 +58,7 @@ def decode(
     if n_frames % block:
         raise ValueError(f"expected whole blocks of {block} frames, got {n_frames} frames")
     known = () if lengths is None or isinstance(head, ImputerHead) else (lengths,)
+    committed = encoder_out.new_zeros(())
     for n_commit in schedule:
         log_probs = head(encoder_out, alignment, *known).log_softmax(-1)
         confidence, token = log_probs.max(-1)
@@ -58,7 +71,8 @@ def decode(
         rank = _rank([key.view(batch, -1, block) for key in (*keys, ~is_open)])
         commit = (rank < n_commit).view(batch, n_frames) & is_open
         alignment = torch.where(commit, token, alignment)
-    return alignment
+        committed = torch.where(commit[:, :, None], log_probs, committed)
+    return alignment, committed
 
 
 def _rank(keys: Sequence[Tensor]) -> Tensor:

@@ -85,7 +85,8 @@ class DrawnBatches(Spec, frozen=True, kw_only=True, tag="drawn", tag_field="kind
         Utterances an update, over all processes and accumulated micro-batches.
     shares : dict of str to float
         Share of the utterances by label (keyword tasks); a word's label, or ``_unknown_``,
-        ``_silence_``, ``_near_miss_``. Labels not named share what is left evenly.
+        ``_silence_``, ``_near_miss_``. Labels not named share what is left evenly. In a task that
+        writes down speech only ``_hard_`` can have one, see ``task.keywords``.
     utterance_s : float
         Length of a keyword task's utterances, in seconds; 0: one window of a network over windows,
         else as long as the clips are. Longer than a window, they also show it parts of words.

@@ -5,8 +5,9 @@
     python docs/tools/results.py record loss build/bench/loss.json --rows rows
     python docs/tools/results.py render
 
-`record` puts what a command measured into a table of the JSON file; `render` writes the page's
-tables from it. A table of the page is declared in a comment, one column a line,
+`record` puts what a command measured into a table of the JSON file; with ``--of misses`` or
+``--of transcripts`` the file is an ``evaluation.json`` of `edge-imputer evaluate`. `render` writes
+the page's tables from it. A table of the page is declared in a comment, one column a line,
 ``header | format`` with the keys of the rows; what stands between it and the closing comment is
 rendered. A part of a format in double square brackets is left out where its
 value is missing::
@@ -94,6 +95,60 @@ def rows_of(path: Path, inside: str | None) -> list[Row]:
     return [{key: value for key, value in found.items() if not isinstance(value, list)}]
 
 
+def miss_rows(evaluation: Row) -> list[Row]:
+    """Misses by condition beside the false alarms in the same noise, of an evaluation of keywords.
+
+    ``ci_low`` and ``ci_high`` are of the misses.
+    """
+    return [
+        {
+            "data": _data(one["condition"]),
+            "condition": _condition(one["condition"]),
+            "frr": one["frr"]["value"],
+            "fa_per_hour": one["false_alarms"]["per_hour"],
+            "hours": one["false_alarms"]["hours"],
+            "ci_low": one["frr"]["low"],
+            "ci_high": one["frr"]["high"],
+            "n": one["frr"]["n"],
+            "fa_low": one["false_alarms"]["low"],
+            "fa_high": one["false_alarms"]["high"],
+        }
+        for one in evaluation["misses"]
+    ]
+
+
+def transcript_rows(evaluation: Row) -> list[Row]:
+    """Error rates by condition, and less those of another model where they were compared."""
+    compared = {json.dumps(one["condition"]): one for one in evaluation["comparisons"]}
+    rows = []
+    for one in evaluation["rows"]:
+        row = {"data": _data(one["condition"]), "condition": _condition(one["condition"])}
+        row["n"] = one["n_clips"]
+        for rate in ("wer", "cer"):
+            row |= {rate: one[rate]["value"]}
+            row |= {f"{rate}_low": one[rate]["low"], f"{rate}_high": one[rate]["high"]}
+        other = compared.get(json.dumps(one["condition"]))
+        if other is not None:
+            found = other["difference"]
+            row |= {"difference": found["value"], "difference_low": found["low"]}
+            row |= {"difference_high": found["high"], "p": other["p_value"]}
+        rows.append(row)
+    return rows
+
+
+def _data(condition: Row) -> str:
+    group = f", {condition['by']} {condition['group']}" if condition["by"] else ""
+    return f"{condition['data']} {condition['split']} ({condition['kind']}){group}"
+
+
+def _condition(condition: Row) -> str:
+    snr = condition["snr_db"]
+    return "clean" if snr is None else f"{snr:g} dB"
+
+
+REPORTS = {"misses": miss_rows, "transcripts": transcript_rows}
+
+
 def dump(tables: dict[str, list[Row]]) -> str:
     """JSON with a row a line, so that a change of figures is easy to read."""
     parts = []
@@ -122,6 +177,7 @@ def main() -> None:
     add.add_argument(
         "--rows", help="dotted key of the rows in the file; the whole file if not given"
     )
+    add.add_argument("--of", choices=sorted(REPORTS), help="rows of an evaluation.json")
     add.add_argument("--key", default="", help="keys, with commas, that tell a row to replace")
     add.add_argument("--set", nargs="*", default=[], help="key=value pairs to add to every row")
     commands.add_parser("render", help="write the page's tables from the figures")
@@ -129,7 +185,11 @@ def main() -> None:
     tables = json.loads((DOCS / "results.json").read_text("utf-8"))
     if options.command == "record":
         extra = dict(pair.split("=", 1) for pair in options.set)
-        rows = [{**extra, **row} for row in rows_of(options.file, options.rows)]
+        if options.of:
+            found = REPORTS[options.of](json.loads(options.file.read_text("utf-8")))
+        else:
+            found = rows_of(options.file, options.rows)
+        rows = [{**extra, **row} for row in found]
         record(tables, options.table, rows, [k for k in options.key.split(",") if k])
     write(DOCS / "results.json", dump(tables))
     page = DOCS / "results.md"

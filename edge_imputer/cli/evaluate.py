@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..claims import operating_point_lines, rate_text
+from ..claims import at_most, operating_point_lines, rate_text
 from ..errors import SpecError, require
 from .show import percent, say, table
 from .steps import corpus_path
@@ -266,7 +266,7 @@ def _print_keywords(report: KeywordReport) -> None:
         "False alarms",
         ["negatives", "an hour", "95 % upper limit"],
         [
-            (r.condition, rate_text(r.false_alarms), f"{r.false_alarms.upper:.2f}")
+            (r.condition, rate_text(r.false_alarms), at_most(r.false_alarms.upper))
             for r in report.false_alarms
         ],
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..claims import share_text
+from ..bundle import MANIFEST_NAME, Bundle
+from ..claims import range_text, rate_number, share_text
 from ..errors import DataError, SpecError, TrainingStopped, require
 from .show import say, table
-from .steps import SHIPPED, corpus_folder, corpus_path
+from .steps import SHIPPED, corpus_folder, corpus_path, export_checkpoint, load_corpus
 
 if TYPE_CHECKING:
     from edge_imputer.train.improving import ImproveReport, MiningReport, Rules
@@ -97,9 +98,7 @@ def mine(
 
 
 def improve(
-    model: Annotated[
-        Path, typer.Argument(help="A keyword model's checkpoint, or the folder of its run.")
-    ],
+    model: Annotated[Path, typer.Argument(help="A bundle, a checkpoint, or the folder of a run.")],
     false_fires: Annotated[
         Path | None, typer.Option(help="Folder of clips in which it fired wrongly.")
     ] = None,
@@ -117,12 +116,19 @@ def improve(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything made.")] = Path("build/improve"),
     keyword: Annotated[
-        str | None,
-        typer.Option("--keyword", "-w", help="What misses say that are in no keyword's folder."),
+        list[str] | None,
+        typer.Option(
+            "--keyword",
+            "-w",
+            help="What a model that writes text listens for, repeatable; one alone is also what "
+            "misses say that are in no keyword's folder.",
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Score at which it fires in use; 0.5 if unset."),
+        typer.Option(
+            min=0.0, max=1.0, help="Score at which it fires in use; the bundle's, or 0.5, if unset."
+        ),
     ] = None,
     keep_back: Annotated[
         float, typer.Option(help="Share of the clips to measure on, by the hash of their samples.")
@@ -148,12 +154,12 @@ def improve(
     most: MostOption = 5000,
     window_s: WindowOption = 2.0,
 ) -> None:
-    """Train a keyword model on with what it got wrong, and compare on clips kept back.
+    """Train a model on with the keywords it got wrong, and compare on clips kept back.
 
     A part of the saved clips is kept back for measuring; the rest joins the corpus that the model
     was trained on, so that nothing is forgotten. Negatives are mined first. Writes
-    OUT/improved.ckpt and OUT/improve.json; the old model stays as it is. An interrupted run goes on
-    where it was: give the same command again.
+    OUT/improved.ckpt and OUT/improve.json, and of a bundle OUT/bundle; the old model stays as it
+    is. An interrupted run goes on where it was: give the same command again.
 
     Examples:
 
@@ -161,6 +167,8 @@ def improve(
     --data corpora/lamp`
 
     `edge-imputer improve build/wake --negatives corpora/libri --data corpora/lamp --updates 2000`
+
+    `edge-imputer improve bundle --keyword seven --false-fires saved/fires --data corpora/digits`
     """
     require("lightning", extra="train")
     require("jiwer", extra="train")
@@ -182,7 +190,7 @@ def improve(
         false_fires=false_fires,
         misses=misses,
         negatives=[corpus_path(path) for path in negatives or ()],
-        keyword=keyword,
+        keywords=keyword or (),
         keep_back=keep_back,
         threshold=threshold,
         rules=_rules(least, per_hour, most, window_s, "_hard_"),
@@ -199,6 +207,10 @@ def improve(
         raise typer.Exit(stopped.exit_code) from None
     print_improved(report)
     say(f"Figures: {out / REPORT}")
+    if (model / MANIFEST_NAME).is_file():
+        _export(model, out / IMPROVED, options.data, out / "bundle")
+        print(out / "bundle")
+        return
     print(out / IMPROVED)
 
 
@@ -210,21 +222,35 @@ def _rules(least: float, per_hour: float | None, most: int, window_s: float, lab
     return rules
 
 
-def _corpus_of(checkpoint: Path, data: Path | None) -> Path:
+def _export(old: Path, checkpoint: Path, data: Path, out: Path) -> None:
+    """The improved model in the old bundle's form; what was measured of the old one is not kept."""
+    manifest = Bundle.load(old).manifest
+    corpus = load_corpus(None if data == corpus_folder(None) else data)
+    export_checkpoint(checkpoint, corpus, out, name=manifest.name, licence=manifest.licence)
+    if manifest.operating_point is not None:
+        say("its operating point was the old model's: choose one anew with edge-imputer evaluate")
+
+
+def _corpus_of(model: Path, data: Path | None) -> Path:
     """The corpus a model was trained on: as given, by its recipe, or by the name it was called."""
     if data is not None:
         return corpus_path(data)
-    from edge_imputer.train.checkpoint import read_raw, unpack
+    names: tuple[str, ...]
+    if model.is_dir():
+        names = (Bundle.load(model).manifest.provenance.data,)
+    else:
+        from edge_imputer.train.checkpoint import read_raw, unpack
 
-    _, recipe, origin = unpack(read_raw(checkpoint), checkpoint)
-    if origin.data == SHIPPED:
+        _, recipe, origin = unpack(read_raw(model), model)
+        names = recipe.data.folder, origin.data
+    if names[-1] == SHIPPED:
         return corpus_folder(None)
-    for name in (recipe.data.folder, origin.data):
+    for name in names:
         folder = corpus_path(Path(name)) if name not in ("", "digits") else None
         if folder is not None and folder.is_dir():
             return folder
     raise DataError(
-        f"{checkpoint} was trained on {origin.data!r}; give the folder of that corpus with --data, "
+        f"{model} was trained on {names[-1]!r}; give the folder of that corpus with --data, "
         "so that what the model knows is not forgotten"
     )
 
@@ -293,10 +319,7 @@ def print_improved(report: ImproveReport) -> None:
                 (
                     r.clips,
                     f"{r.before.hours:.2f}",
-                    *(
-                        f"{x.per_hour:.2f} ({x.low:.2f} to {x.high:.2f})"
-                        for x in (r.before, r.after)
-                    ),
+                    *(f"{rate_number(x.per_hour)} ({range_text(x)})" for x in (r.before, r.after)),
                 )
                 for r in report.rates
             ],

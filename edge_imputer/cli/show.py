@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bundle import Bundle, Interval
-from ..claims import operating_point_lines, share_text
+from ..claims import operating_point_lines, rate_number, share_text
 from ..latency import Latency
 from ..specs import ModelSpec
 
@@ -106,9 +106,8 @@ def bundle_summary(bundle: Bundle) -> None:
     ]
     if metrics.keyword_fa_per_hour is not None:
         hours = f"{metrics.negative_hours:.2f} h" if metrics.negative_hours else "no hours given"
-        measured.append(
-            ("keyword false alarms an hour", f"{metrics.keyword_fa_per_hour:.2f} in {hours}")
-        )
+        often = rate_number(metrics.keyword_fa_per_hour)
+        measured.append(("keyword false alarms an hour", f"{often} in {hours}"))
     table(f"Measured on {metrics.data or 'nothing yet'}", ["", "value"], measured)
     if manifest.operating_point is not None:
         say("Operating point")

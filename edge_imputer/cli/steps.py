@@ -156,7 +156,7 @@ def export_checkpoint(
     from edge_imputer.firmware_bridge.emit import write_native
     from edge_imputer.train.checkpoint import load_checkpoint
     from edge_imputer.train.data import joined_sequences
-    from edge_imputer.train.trainer import write_weights
+    from edge_imputer.train.trainer import write_training
 
     from .. import __version__
 
@@ -197,7 +197,7 @@ def export_checkpoint(
         licence=licence,
         emitters=[
             write_native,
-            lambda encoder, imputer, folder: write_weights(loaded.task, folder),
+            lambda encoder, imputer, folder: write_training(loaded, folder),
             *emitters,
         ],
     )

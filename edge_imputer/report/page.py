@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,8 +72,5 @@ def write_page(path: Path, title: str, body: Iterable[str]) -> Path:
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf8", dir=path.parent, delete=False) as file:
-        file.write(page)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_atomically(path, page.encode())
     return path

@@ -21,15 +21,14 @@ AnyEncoderSpec = Union[EncoderSpec, WindowedCrnnSpec, WindowedCnnSpec]  # noqa: 
 
 
 def check_pair(encoder: EncoderSpec, head: ImputerSpec) -> None:
-    """Raise `SpecError` unless a whole model can stream with this encoder and this head."""
+    """Raise `SpecError` unless this encoder and this head make a model."""
     if head.mixer == "encoder":
         raise SpecError(
             "expected a head of convolutions or attention, got 'encoder': the whole stack is "
             "built by edge_imputer.train.imputer_stack.ImputerStack, not from a ModelSpec yet"
         )
-    if not isinstance(encoder, ConformerSpec):
+    if not isinstance(encoder, ConformerSpec) or not encoder.attention.streams:
         return
-    encoder.attention.check_streaming()
     block = encoder.attention.block
     if head.chunk_size % block:
         raise SpecError(
@@ -62,6 +61,14 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
             )
         if self.flush_ms < 0:
             raise SpecError(f"expected flush_ms >= 0, got {self.flush_ms}")
+
+    def check_streaming(self) -> None:
+        """Raise `SpecError` unless a stream of any length takes constant memory.
+
+        A model that cannot stream can be trained, and evaluated on whole recordings.
+        """
+        if isinstance(self.encoder, ConformerSpec):
+            self.encoder.attention.check_streaming()
 
     @property
     def frame_s(self) -> float:

@@ -30,7 +30,7 @@ class Batch:
     targets: Tensor  # (B, S) token ids
     target_lengths: Tensor  # (B,)
     flat_start: Tensor  # (B, T') token ids: a first guess of the alignment, see `flat_alignment`
-    labels: Tensor  # (B,) int64: class of a keyword task, -1 where there is none
+    labels: Tensor  # (B,) int64: class of a keyword task, -1 where there is none; see `Draw.label`
     seeds: Tensor  # (B,) int64: what is drawn for an utterance (masks) comes from its seed alone
     n_global: int  # utterances of the whole update, over all processes and micro-batches
     notes: tuple[str, ...] = ()  # clips that were replaced, and why; the loader logs them

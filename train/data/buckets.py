@@ -41,7 +41,7 @@ class BucketedPlan:
     seed : int
     frame_s : seconds a feature frame
     classes : (N,) ints, or None
-        Each row's class in a keyword task.
+        Each row's class in a keyword task; of speech -1, or that of no keyword, see `Draw`.
     window_s : length of every utterance, seconds; None: clips keep their lengths
     n_ramp : updates over which the harder augmentations grow to their full strength
 

@@ -17,7 +17,6 @@ import hashlib
 import logging
 import os
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge_imputer.files import PART_SUFFIX, replacing
 from edge_imputer.specs import FeatureSpec, PcenSpec
 
 from .corpus import read_clip
@@ -190,14 +190,11 @@ class ClipCache:
                 return
             state.set(state.get() + n_bytes)
         path.parent.mkdir(exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         try:
-            with os.fdopen(descriptor, "wb") as target:
+            with replacing(path, durable=False) as target:
                 target.write(msgspec.json.encode(header).ljust(_HEADER_BYTES))
                 target.write(data)
-            os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
             with self._locked() as state:
                 state.set(state.get() - n_bytes)
             raise
@@ -211,7 +208,7 @@ class ClipCache:
         n_bytes = 0
         for path in self.folder.glob("??/*"):
             state = path.stat()
-            if path.suffix == ".part":
+            if path.suffix == PART_SUFFIX:
                 if time.time() - state.st_mtime > STALE_S:
                     path.unlink(missing_ok=True)
             else:

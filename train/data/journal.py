@@ -17,12 +17,6 @@ JOURNAL_NAME = "journal.jsonl"
 Key = tuple[str, float, "float | None"]
 
 
-class Entry(Finding, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A finding, as the journal keeps it."""
-
-    copy_size: int = 0  # bytes of the copy that was made of the clip; 0: there is none
-
-
 def key_of(task: ClipTask) -> Key:
     """What tells a clip from the others: its file, and its part of it."""
     return task.audio, task.offset_s, task.duration_s
@@ -38,7 +32,7 @@ class Journal:
     def __init__(self, folder: Path, purpose: dict[str, object]) -> None:
         self.path = folder / JOURNAL_NAME
         head = msgspec.json.encode({"journal": 1, **purpose}) + b"\n"
-        self.findings: dict[Key, Entry] = {}
+        self.findings: dict[Key, Finding] = {}
         self._descriptor = -1
         with writing(self.path):
             whole = self._read(head)
@@ -51,7 +45,7 @@ class Journal:
         """Take the findings that are there; return how many bytes of the file are good."""
         if not self.path.is_file():
             return 0
-        decode = msgspec.json.Decoder(Entry).decode
+        decode = msgspec.json.Decoder(Finding).decode
         with self.path.open("rb") as lines:
             if lines.readline() != head:
                 return 0
@@ -71,17 +65,17 @@ class Journal:
         while data:
             data = data[os.write(self._descriptor, data) :]
 
-    def _take(self, finding: Entry) -> None:
+    def _take(self, finding: Finding) -> None:
         self.findings[(finding.audio, finding.offset_s, finding.part_s)] = finding
 
-    def known(self, task: ClipTask, stamp: tuple[int, int]) -> Entry | None:
+    def known(self, task: ClipTask, stamp: tuple[int, int]) -> Finding | None:
         """What is known of a clip, if its file is there and has not changed since."""
         finding = self.findings.get(key_of(task))
         if finding is None or finding.problem == "missing":
             return None
         return finding if (finding.size, finding.changed_ns) == stamp else None
 
-    def add(self, findings: list[Entry]) -> None:
+    def add(self, findings: list[Finding]) -> None:
         """Keep findings: they are with the operating system when this returns."""
         with writing(self.path):
             self._write(b"".join(msgspec.json.encode(f) + b"\n" for f in findings))

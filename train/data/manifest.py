@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, overload
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, overload
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.errors import DataError
+from edge_imputer.files import replacing
 
 from .records import ClipRecord, Split
+
+T = TypeVar("T")
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -75,16 +77,12 @@ class Manifest(Sequence[ClipRecord]):
         DataError
             No manifest, a line that is not a record (its number is named), or no line at all.
         """
-        file = _find(Path(path))
+        file = find_manifest(path)
         offsets, lengths, durations = array("q"), array("I"), array("f")
         decode = msgspec.json.Decoder(ClipRecord).decode
         n_rows = 0
         with file.open("rb") as source:
-            for number, offset, line in _lines_of(file, source):
-                try:
-                    record = decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise DataError(f"{file}, line {number}: {error}") from error
+            for offset, line, record in _decoded(file, source, decode):
                 n_rows += 1
                 if split is None or record.split == split:
                     offsets.append(offset)
@@ -266,37 +264,13 @@ def write_manifest(path: str | os.PathLike[str], records: Iterable[ClipRecord]) 
     """
     file = Path(path)
     file = file / MANIFEST_NAME if file.is_dir() else file
-    n_rows = 0
-
-    def lines() -> Iterator[bytes]:
-        nonlocal n_rows
-        for n_rows, record in enumerate(records, start=1):  # noqa: B007
-            yield _line(record)
-
-    replace_file(file, lines())
-    return n_rows
-
-
-def replace_file(file: Path, parts: Iterable[bytes]) -> None:
-    """Make or replace a file, all of it or nothing.
-
-    Raises
-    ------
-    OSError
-        It could not be written; what was there before is there still.
-    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as target:
-            target.writelines(parts)
-            target.flush()
-            os.fsync(target.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    n_rows = 0
+    with replacing(file) as target:
+        for record in records:
+            target.write(_line(record))
+            n_rows += 1
+    return n_rows
 
 
 _encode = msgspec.json.Encoder().encode
@@ -311,7 +285,36 @@ def _line(record: ClipRecord) -> bytes:
     return _encode(row) + b"\n"
 
 
-def _find(path: Path) -> Path:
+def read_rows(path: str | os.PathLike[str], decode: Callable[[bytes], T]) -> Iterator[T]:
+    """Rows of a manifest as something else than `ClipRecord`, read one at a time.
+
+    Parameters
+    ----------
+    path
+        As for `Manifest.open`.
+    decode
+        Makes a row of a line, by msgspec.
+
+    Raises
+    ------
+    DataError
+        No manifest, or a line that `decode` refuses: its number is named.
+    """
+    file = find_manifest(path)
+    with file.open("rb") as source:
+        for _, _, row in _decoded(file, source, decode):
+            yield row
+
+
+def find_manifest(path: str | os.PathLike[str]) -> Path:
+    """The manifest of a corpus folder, or the file itself.
+
+    Raises
+    ------
+    DataError
+        There is none.
+    """
+    path = Path(path)
     file = path / MANIFEST_NAME if path.is_dir() else path
     if not file.is_file():
         raise DataError(
@@ -319,6 +322,18 @@ def _find(path: Path) -> Path:
             "docs/corpora.md: `edge-imputer data prepare` makes one of the usual corpora"
         )
     return file
+
+
+def _decoded(
+    file: Path, source: BinaryIO, decode: Callable[[bytes], T]
+) -> Iterator[tuple[int, bytes, T]]:
+    """Byte offset, bytes and content of every line that is not blank."""
+    for number, offset, line in _lines_of(file, source):
+        try:
+            row = decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}, line {number}: {error}") from error
+        yield offset, line, row
 
 
 def _lines_of(file: Path, source: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

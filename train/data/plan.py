@@ -10,6 +10,7 @@ shares, `BucketedPlan` (`buckets.py`) goes through a corpus epoch by epoch.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from .augment import AugmentSpec
 from .records import NOISE_LABEL, SILENCE_LABEL, UNKNOWN_LABEL
 
 log = logging.getLogger(__name__)
+
+UNKNOWN_CLASS = 0  # of a `KeywordModelSpec`: no keyword
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -40,7 +43,7 @@ class Draw:
     strength: float = 1.0  # of the augmentations that are ramped up
     window_s: float | None = None  # cut or filled up to this length, the speech somewhere in it
     part: tuple[float, float] | None = None  # (start, length) in the one clip, seconds
-    label: int = -1  # class of a keyword task
+    label: int = -1  # class of a keyword task; `UNKNOWN_CLASS` of a clip without a transcript
 
 
 class Plan(Protocol):
@@ -102,6 +105,9 @@ class DrawnPlan:
     seed : int
     n_isolated : updates, the first ones, with one clip an utterance: they are short
     n_ramp : updates over which the harder augmentations grow to their full strength
+    hard : (N,) bool, or None
+        Clips without a transcript that say no keyword: they stay alone, with the label of none.
+    hard_share : share of the utterances that are such; None: as the clips are many
     """
 
     def __init__(
@@ -114,6 +120,8 @@ class DrawnPlan:
         seed: int,
         n_isolated: int = 0,
         n_ramp: int = 0,
+        hard: npt.NDArray[np.bool_] | None = None,
+        hard_share: float | None = None,
     ) -> None:
         spec.check()
         self.durations = _checked_durations(durations)
@@ -122,7 +130,16 @@ class DrawnPlan:
         self.seed = seed
         self.n_isolated = n_isolated
         self.n_ramp = n_ramp
-        self._voices = None if speakers is None else _Groups(np.asarray(speakers))
+        hard = np.zeros(len(self.durations), bool) if hard is None else hard
+        self._hard, self._plain = np.flatnonzero(hard), np.flatnonzero(~hard)
+        if not len(self._plain):
+            raise DataError("expected training clips with a transcript, got hard negatives only")
+        self.hard_share = float(np.mean(hard)) if hard_share is None else hard_share
+        if speakers is None:
+            self._voices = None
+        else:  # hard negatives are nobody's: they are joined to nothing
+            codes = np.asarray(speakers)
+            self._voices = _Groups(np.where(hard, codes.max() + 1, codes))
 
     def update(self, index: int) -> list[Draw]:
         """Every utterance of update `index`."""
@@ -133,28 +150,53 @@ class DrawnPlan:
         if index < self.n_isolated:
             n_clips = 1
         strength = ramp(index, self.n_ramp)
+        hard = self._hard_places(rng) if len(self._hard) else set()
         return [
-            self._draw(n_clips, rng, Draw((), 0, index, position, 0.0, strength))
+            self._draw(
+                n_clips,
+                rng,
+                Draw((), 0, index, position, 0.0, strength),
+                hard=position in hard,
+            )
             for position in range(self.batch_size)
         ]
+
+    def _hard_places(self, rng: np.random.Generator) -> set[int]:
+        """Positions of hard negatives: their share, rounded up as often as it takes."""
+        n = math.floor(self.hard_share * self.batch_size + rng.random())
+        return set(rng.permutation(self.batch_size)[:n].tolist())
 
     def again(self, draw: Draw, attempt: int) -> Draw:
         """Other clips, as many."""
         rng = np.random.default_rng((self.seed, draw.update, draw.position, attempt))
-        return self._draw(len(draw.rows), rng, draw, attempt)
+        hard = draw.label == UNKNOWN_CLASS
+        return self._draw(len(draw.rows), rng, draw, attempt, hard=hard)
 
-    def _draw(self, n: int, rng: np.random.Generator, draw: Draw, attempt: int = 0) -> Draw:
-        first = int(rng.integers(len(self.durations)))
+    def _draw(
+        self,
+        n: int,
+        rng: np.random.Generator,
+        draw: Draw,
+        attempt: int = 0,
+        *,
+        hard: bool = False,
+    ) -> Draw:
+        seed = draw_seed(self.seed, draw.update, draw.position, attempt)
+        if hard:
+            row = int(rng.choice(self._hard))
+            seconds = float(self.durations[row])
+            return replace(draw, rows=(row,), seed=seed, seconds=seconds, label=UNKNOWN_CLASS)
+        first = int(self._plain[rng.integers(len(self._plain))])
         one_voice = rng.random() < self.spec.same_speaker
         if n > 1 and one_voice and self._voices is not None:
             rest = self._voices.like(first, n - 1, rng).tolist()
         else:
-            rest = rng.integers(len(self.durations), size=n - 1).tolist()
+            rest = self._plain[rng.integers(len(self._plain), size=n - 1)].tolist()
         rows = (first, *rest)
         return replace(
             draw,
             rows=rows,
-            seed=draw_seed(self.seed, draw.update, draw.position, attempt),
+            seed=seed,
             seconds=float(self.durations[list(rows)].sum()),
         )
 
@@ -286,7 +328,6 @@ def _gather_unknown(
     return names, numbers
 
 
-UNKNOWN_CLASS = 0  # of a `KeywordModelSpec`
 CROP_MARGIN = 1.5  # a crop is longer than the window, for it may be played faster
 
 

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge_imputer.clip_checks import ClipTask, Finding, stamp
+from edge_imputer.clip_checks import ClipTask, Finding, copy_digest, stamp
 from edge_imputer.errors import DataError
+from edge_imputer.files import write_atomically
 
 from .adapters import ADAPTERS, Adapter, AdapterOptions, Notes, SourceClip
 from .adapters.base import with_valid
 from .checking import check_all
-from .journal import Entry, Journal, Key, key_of, writing
-from .manifest import MANIFEST_NAME, replace_file, write_manifest
+from .journal import Journal, key_of, writing
+from .manifest import MANIFEST_NAME, write_manifest
 from .records import ClipRecord
 from .verdicts import Judge, Rules, shared_speakers, tally_of
 
@@ -121,6 +122,8 @@ def prepare_corpus(
         shared_speakers=shared_speakers(records),
         notes=notes.lines,
     )
+    if copy != "none" and hasattr(os, "sync"):
+        os.sync()  # once for all copies: one by one would take 3 ms each
     _write(out, report, judge, records)
     _remove_copies([task for number, task in enumerate(tasks) if number not in kept])
     return report
@@ -215,15 +218,15 @@ def _tasks(clips: list[SourceClip], out: Path, copy: Copy, rate: int) -> list[Cl
 
 def _findings(
     tasks: list[ClipTask], journal: Journal, workers: int, progress: Callable[[int, int], None]
-) -> list[Entry]:
+) -> list[Finding]:
     """Look up or make the finding of every clip, in order."""
-    copies = {key_of(task): task.copy_to for task in tasks}
     try:
-        open_tasks = [task for task in tasks if not _is_done(task, journal)]
+        synced_ns = _synced_ns(journal.path.parent)
+        open_tasks = [task for task in tasks if not _is_done(task, journal, synced_ns)]
         done = len(tasks) - len(open_tasks)
         progress(done, len(tasks))
         for found in check_all(open_tasks, workers):
-            journal.add([_entry(one, copies) for one in found])
+            journal.add(found)
             done += len(found)
             progress(done, len(tasks))
     finally:
@@ -231,22 +234,29 @@ def _findings(
     return [journal.findings[key_of(task)] for task in tasks]
 
 
-def _entry(finding: Finding, copies: dict[Key, str | None]) -> Entry:
-    """What the journal keeps: a finding, and how large the copy is that was made on the way."""
-    copy = copies[finding.audio, finding.offset_s, finding.part_s]
-    size = Path(copy).stat().st_size if copy is not None and finding.problem is None else 0
-    return Entry(**msgspec.structs.asdict(finding), copy_size=size)
+def _is_done(task: ClipTask, journal: Journal, synced_ns: int) -> bool:
+    """Whether a clip's finding is known, and its copy on disk.
 
-
-def _is_done(task: ClipTask, journal: Journal) -> bool:
-    """Whether a clip's finding is known, and its copy as large as when it was made."""
+    A copy that is later than the last manifest may have been in a power cut: it is read.
+    """
     try:
         finding = journal.known(task, stamp(task))
         if finding is None or task.copy_to is None or finding.problem is not None:
             return finding is not None
-        return Path(task.copy_to).stat().st_size == finding.copy_size
+        copy = Path(task.copy_to)
+        state = copy.stat()
+        if state.st_size != finding.copy_size:
+            return False
+        safe = state.st_mtime_ns <= synced_ns
+        return safe or copy_digest(copy.read_bytes()) == finding.copy_digest
     except OSError:
         return False  # looked at again, which says what is wrong with the file
+
+
+def _synced_ns(out: Path) -> int:
+    """When the last manifest was written, and all copies were on disk; 0: there is none."""
+    manifest = out / MANIFEST_NAME
+    return manifest.stat().st_mtime_ns if manifest.is_file() else 0
 
 
 def _final(task: ClipTask, finding: Finding, out: Path, relative: bool) -> Finding:
@@ -293,10 +303,10 @@ def _kept(records: list[ClipRecord]) -> dict[str, dict[str, float]]:
 def _write(out: Path, report: Report, judge: Judge, records: list[ClipRecord]) -> None:
     """Write the results; the manifest last, so that where it is, the others are."""
     with writing(out):
-        replace_file(out / "dropped.jsonl", (msgspec.json.encode(d) + b"\n" for d in judge.dropped))
-        replace_file(
-            out / "report.json", [msgspec.json.format(msgspec.json.encode(report), indent=2), b"\n"]
-        )
+        dropped = b"".join(msgspec.json.encode(d) + b"\n" for d in judge.dropped)
+        write_atomically(out / "dropped.jsonl", dropped)
+        text = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+        write_atomically(out / "report.json", text)
         if records:
             write_manifest(out / MANIFEST_NAME, records)
     if not records:

@@ -12,8 +12,7 @@ import msgspec
 from edge_imputer import __version__
 from edge_imputer.backends import load_backend
 from edge_imputer.bundle import Bundle
-from edge_imputer.errors import DataError, SpecError
-from edge_imputer.measured import OperatingPoint
+from edge_imputer.errors import DataError
 
 from ..data import Split
 from .journal import Journal
@@ -22,11 +21,10 @@ from .noise import NoiseMixer
 from .results import KeywordReport, RunInfo, TranscriptReport
 from .rows import DataSet, open_data_set
 from .run import Runner
-from .systems import KeywordSystem, TextKeywordSystem, bundle_identity, open_checkpoint
+from .systems import SAMPLE_RATE, bundle_identity, open_keyword_model
 from .torch_transcriber import TorchTranscriber, open_transcriber
 from .transcripts import Transcriber, evaluate_transcripts
 
-SAMPLE_RATE = 16_000  # of every keyword system
 REFRACTORY_S = 1.0
 TARGET_FA_PER_HOUR = 0.5
 
@@ -38,7 +36,7 @@ class Options:
     Attributes
     ----------
     model : Path
-        A bundle; or, for keywords, the checkpoint of a keyword model.
+        A bundle, or a checkpoint.
     data, negatives : corpus folders or manifests
     synthetic : those of them that are generated speech and do not say so
     split, tune_split : Split
@@ -160,7 +158,10 @@ def spot_and_count(
             f"expected another split to choose the threshold on than {options.split!r}, which is "
             "reported on; give --tune-split, or a --threshold"
         )
-    system, name, identity = _keyword_system(options, keywords)
+    model = open_keyword_model(
+        options.model, keywords, backend=options.backend, n_steps=options.n_steps
+    )
+    system, identity = model.system, model.identity
     settings = msgspec.json.encode([__version__, identity, system.keywords, refractory_s]).decode()
     runner = Runner(
         identity=f"keywords {settings}",
@@ -175,7 +176,7 @@ def spot_and_count(
         Material(options.open(options.data, split), options.open(options.negatives, split))
         for split in (options.split, options.tune_split)
     )
-    info = _info(options, name, identity, [*material.positives, *material.negatives])
+    info = _info(options, model.name, identity, [*material.positives, *material.negatives])
     given = None if threshold is None else dict.fromkeys(system.keywords, threshold)
     aim = Aim(target_fa_per_hour if given is None else None, given, tuning)
     return evaluate_keywords(
@@ -211,36 +212,6 @@ def _transcriber(options: Options, model: Path, journal: Journal) -> tuple[str, 
         noise=options.noise_mixer(compute.sample_rate),
         progress=options.progress,
     )
-
-
-def _keyword_system(
-    options: Options, keywords: Sequence[str] | None
-) -> tuple[KeywordSystem, str, str]:
-    """The detector, the model's name and its hash with all settings."""
-    if options.model.is_file():
-        system, identity = open_checkpoint(options.model)
-        if keywords is not None and set(keywords) != set(system.keywords):
-            raise SpecError(
-                f"{options.model} listens for {', '.join(system.keywords)} and for nothing else; "
-                "leave --keyword out"
-            )
-        return system, options.model.name, identity
-    bundle = Bundle.load(options.model)
-    point: OperatingPoint | None = bundle.manifest.operating_point
-    if keywords is None and point is None:
-        raise SpecError(
-            "expected keywords, since the bundle has no operating point that names any; "
-            "give --keyword WORD, once for each"
-        )
-    wanted = tuple(keywords) if keywords is not None else tuple(point.thresholds if point else ())
-    backend = load_backend(bundle, options.backend)
-    text = TextKeywordSystem(bundle, backend, wanted, n_steps=options.n_steps)
-    if bundle.spec.features.sample_rate != SAMPLE_RATE:
-        raise SpecError(
-            f"expected a model of {SAMPLE_RATE} Hz, got {bundle.spec.features.sample_rate} Hz"
-        )
-    how = f"{options.backend}, {options.n_steps or 'own'} passes"
-    return text, bundle.manifest.name, f"{bundle_identity(bundle)} {how}"
 
 
 def _info(options: Options, name: str, identity: str, data: Sequence[DataSet]) -> RunInfo:

@@ -14,7 +14,7 @@ from edge_imputer.errors import DataError
 
 from ..data import Split
 from ..data.augment import active_level, scale_to_snr
-from .rows import manifest_file, raw_rows
+from ..data.manifest import find_manifest, read_rows
 
 Float32 = npt.NDArray[np.float32]
 
@@ -69,8 +69,9 @@ class NoiseMixer:
     """
 
     def __init__(self, path: Path, split: Split, *, sample_rate: int, seed: int) -> None:
-        file = manifest_file(path)
-        rows = [row for row in raw_rows(file, _NoiseRow) if row.split == split]
+        file = find_manifest(path)
+        decode = msgspec.json.Decoder(_NoiseRow).decode
+        rows = [row for row in read_rows(file, decode) if row.split == split]
         if not rows:
             raise DataError(
                 f"{file} has no noise of the split {split!r}; expected at least one recording, so "

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from edge_imputer.claims import Claim, operating_point_lines, rate_text, share_text
+from edge_imputer.claims import (
+    Claim,
+    at_most,
+    operating_point_lines,
+    range_text,
+    rate_number,
+    rate_text,
+    share_text,
+)
 from edge_imputer.errors import require
 from edge_imputer.report import escape, html_table, picture, write_page
 
@@ -43,9 +51,9 @@ def _keywords(report: KeywordReport) -> Iterable[str]:
                 row.condition,
                 f"{row.false_alarms.hours:.3f}",
                 row.false_alarms.count,
-                f"{row.false_alarms.per_hour:.2f}",
-                f"{row.false_alarms.low:.2f} to {row.false_alarms.high:.2f}",
-                f"{row.false_alarms.upper:.2f}",
+                rate_number(row.false_alarms.per_hour),
+                range_text(row.false_alarms),
+                at_most(row.false_alarms.upper),
             )
             for row in report.false_alarms
         ],

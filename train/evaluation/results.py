@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from edge_imputer.claims import Claim
+from edge_imputer.files import write_atomically
 from edge_imputer.measured import DataKind, FalseAlarmRate, Interval, OperatingPoint
 
 from .sweep import DetPoint
@@ -208,8 +207,5 @@ def write_json(path: Path, report: Report) -> Path:
     """Write everything that was found, whole or not at all, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_atomically(path, text)
     return path

@@ -1,23 +1,23 @@
-"""Data sets of an evaluation: their clips, read one at a time, and the keys of their rows."""
+"""Data sets of an evaluation: their clips, and all keys of their rows.
+
+A `Manifest` knows the keys of `ClipRecord` alone and asks for all of them. Here rates are broken
+down by any key that a row has, and a row may lack its speaker: test sets come from anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from edge_imputer.errors import DataError
 from edge_imputer.measured import DataKind
 
 from ..data import ClipRecord, Split
-
-T = TypeVar("T")
-
-UNKNOWN = "unknown"  # a speaker nobody knows
-_MANIFEST = "manifest.jsonl"
+from ..data.manifest import find_manifest, read_rows
+from ..data.records import UNKNOWN_SPEAKER
 
 
 @dataclass(frozen=True)
@@ -62,49 +62,25 @@ def open_data_set(path: Path, split: Split, *, synthetic: bool = False) -> DataS
     DataError
         No manifest, or a line that is not a record. A split without rows is no error.
     """
-    file = manifest_file(path)
+    file = find_manifest(path)
     synthetic = synthetic or "synthetic" in file.resolve().parts
     rows = []
-    for keys in raw_rows(file, dict[str, Any]):
-        try:
-            record = msgspec.convert(
-                {**keys, "speaker": keys.get("speaker") or UNKNOWN}, ClipRecord
-            )
-        except msgspec.ValidationError as error:
-            raise DataError(f"{file}: {error}, in the row of {keys.get('audio')!r}") from error
+    for record, keys in read_rows(file, _record_and_keys):
         if record.split == split:
             made = synthetic or record.engine is not None
             rows.append(Row(record, "synthetic" if made else "real", keys))
     return DataSet(file.resolve().parent.name, file.parent, split, tuple(rows))
 
 
-def manifest_file(path: Path) -> Path:
-    """The manifest of a corpus folder, or the file itself."""
-    file = path / _MANIFEST if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(
-            f"expected a corpus folder with {_MANIFEST}, or such a file, found none at {path}; "
-            "see CONTRIBUTING.md, 'Add a corpus'"
-        )
-    return file
-
-
-def raw_rows(file: Path, kind: type[T]) -> Iterator[T]:
-    """Lines of a manifest as `kind`; the number of a line that is none is named."""
-    decoder = msgspec.json.Decoder(kind)
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{file}, line {number}: {error}") from error
+def _record_and_keys(line: bytes) -> tuple[ClipRecord, dict[str, Any]]:
+    keys = msgspec.json.decode(line, type=dict[str, Any])
+    known = {**keys, "speaker": keys.get("speaker") or UNKNOWN_SPEAKER}
+    return msgspec.convert(known, ClipRecord), keys
 
 
 def speaker_blocks(rows: Sequence[Row]) -> list[str] | None:
     """Speakers, one a row, to resample whole; None if one is unknown or there is only one."""
     speakers = [row.record.speaker for row in rows]
-    if UNKNOWN in speakers or len(set(speakers)) < 2:
+    if UNKNOWN_SPEAKER in speakers or len(set(speakers)) < 2:
         return None
     return speakers

@@ -69,11 +69,19 @@ class Scores:
         )
 
     def curve(self, max_points: int = MAX_POINTS) -> list[DetPoint]:
-        """The DET curve, thresholds rising: every one at which a rate changes, or evenly some."""
+        """The DET curve, thresholds rising: every one at which a rate changes, or some.
+
+        These are spread evenly along the curve as it is drawn, false alarms on a logarithmic axis:
+        of the thresholds themselves almost all lie where everything fires.
+        """
         scores = np.concatenate([self.positives, self.negatives, [0.0, 1.0]])
         thresholds = np.unique(scores[scores >= 0])
         if len(thresholds) > max_points:
-            chosen = np.linspace(0, len(thresholds) - 1, max_points).round().astype(int)
+            alarms = np.log1p(self.false_alarms(thresholds))
+            missed = self.misses(thresholds) / max(1, len(self.positives))
+            along = (alarms[0] - alarms) / max(1e-9, alarms[0]) + missed
+            even = np.linspace(along[0], along[-1], max_points)
+            chosen = np.unique(np.searchsorted(along, even))
             thresholds = thresholds[chosen]
         return [self.at(float(threshold)) for threshold in thresholds]
 

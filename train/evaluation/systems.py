@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -11,11 +12,19 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.backends import Backend
+from edge_imputer.backends import Backend, load_backend
 from edge_imputer.bundle import Bundle
-from edge_imputer.errors import CheckpointError
+from edge_imputer.errors import SpecError
 from edge_imputer.pipeline import StreamingDecoder
+from edge_imputer.specs import ModelSpec
 from edge_imputer.spotter import keyword_detector
+
+from ..checkpoint import load_checkpoint
+from ..keyword_model import TorchKeywordSystem
+from ..tasks import KeywordTask
+from .torch_transcriber import TorchTranscriber
+
+SAMPLE_RATE = 16_000  # of every keyword system
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,13 +53,13 @@ class KeywordSystem(Protocol):
 
 
 class TextKeywordSystem:
-    """Keywords given as text, scored on what a bundle hears; as `KeywordSpotter` does.
+    """Keywords given as text, scored on what a model hears; as `KeywordSpotter` does.
 
     Parameters
     ----------
-    bundle, backend : the model and the runtime it is loaded in
+    spec : ModelSpec
+    hear : what the model makes of a recording, float32 (n,): log-probs of its frames, in parts
     keywords : texts that the model's characters can spell
-    n_steps : passes of the head a chunk; the bundle's own schedule if None
 
     Raises
     ------
@@ -60,17 +69,28 @@ class TextKeywordSystem:
 
     def __init__(
         self,
+        spec: ModelSpec,
+        hear: Callable[[Float32], Iterable[Float32]],
+        keywords: Sequence[str],
+    ) -> None:
+        self.keywords = tuple(keywords)
+        self.latency_s = 0.0  # the end of a recording completes what is pending
+        self.frame_s = spec.frame_s
+        self._scorer = keyword_detector(spec, dict.fromkeys(keywords, 1.0)).scorer
+        self._hear = hear
+
+    @classmethod
+    def of_bundle(
+        cls,
         bundle: Bundle,
         backend: Backend,
         keywords: Sequence[str],
         *,
         n_steps: int | None = None,
-    ) -> None:
-        self.keywords = tuple(keywords)
-        self.latency_s = 0.0  # the end of a recording completes what is pending
-        self.frame_s = bundle.spec.frame_s
-        self._scorer = keyword_detector(bundle.spec, dict.fromkeys(keywords, 1.0)).scorer
-        self._decoder = StreamingDecoder(bundle, backend=backend, n_steps=n_steps)
+    ) -> TextKeywordSystem:
+        """A bundle in a runtime, as a stream; its own schedule if `n_steps` is None."""
+        decoder = StreamingDecoder(bundle, backend=backend, n_steps=n_steps)
+        return cls(bundle.spec, lambda x: (c.log_probs for c in decoder.decode(x)), keywords)
 
     def score(self, waveform: Float32) -> Float32:
         """Confidences, each at the last frame of its word, (T, K).
@@ -79,7 +99,7 @@ class TextKeywordSystem:
         its last frame these are one, as the spotter takes them for one.
         """
         self._scorer.reset()
-        found = [self._scorer.push(c.log_probs) for c in self._decoder.decode(waveform)]
+        found = [self._scorer.push(log_probs) for log_probs in self._hear(waveform)]
         found.append(self._scorer.finish())
         confidence = np.concatenate([one.confidence for one in found])  # (T + 1, K)
         last = np.maximum(0, np.concatenate([one.end for one in found]))  # nothing ends before 0
@@ -89,6 +109,104 @@ class TextKeywordSystem:
         return scores
 
 
+@dataclass(frozen=True)
+class KeywordModel:
+    """A model that listens for keywords, opened.
+
+    Attributes
+    ----------
+    system : KeywordSystem
+    name : of the model, for people
+    identity : a hash of what its scores depend on
+    thresholds : that it carries, by keyword
+    """
+
+    system: KeywordSystem
+    name: str
+    identity: str
+    thresholds: Mapping[str, float]
+
+
+def open_keyword_model(
+    path: Path,
+    keywords: Sequence[str] | None = None,
+    *,
+    backend: str = "onnx",
+    n_steps: int | None = None,
+) -> KeywordModel:
+    """Open a checkpoint's file or a bundle's folder.
+
+    Parameters
+    ----------
+    path : Path
+    keywords : texts to listen for; None: those of a keyword model, of a bundle's operating point,
+        or that a checkpoint's recipe names
+    backend : runtime of a bundle
+    n_steps : passes of the head a chunk; the model's own schedule if None
+
+    Raises
+    ------
+    CheckpointError, BundleError
+        It cannot be read.
+    SpecError, TokenError
+        No keywords are known, or others than the model can have.
+    """
+    model = _of_checkpoint(path, keywords, n_steps)
+    if model is None:
+        model = _of_bundle(Bundle.load(path), keywords, backend, n_steps)
+    return model
+
+
+def _of_bundle(
+    bundle: Bundle, keywords: Sequence[str] | None, backend: str, n_steps: int | None
+) -> KeywordModel:
+    point = bundle.manifest.operating_point
+    own = {} if point is None else point.thresholds
+    if not (keywords or own):
+        raise SpecError(
+            "expected keywords, since the bundle has no operating point that names any; "
+            "give --keyword WORD, once for each"
+        )
+    _check_rate(bundle.spec)
+    loaded = load_backend(bundle, backend)
+    system = TextKeywordSystem.of_bundle(bundle, loaded, keywords or [*own], n_steps=n_steps)
+    how = f"{backend}, {n_steps or 'own'} passes"
+    return KeywordModel(system, bundle.manifest.name, f"{bundle_identity(bundle)} {how}", own)
+
+
+def _of_checkpoint(
+    path: Path, keywords: Sequence[str] | None, n_steps: int | None
+) -> KeywordModel | None:
+    """The model of a checkpoint; None where the path is no file."""
+    if not path.is_file():
+        return None
+    loaded = load_checkpoint(path)
+    system: KeywordSystem
+    if isinstance(loaded.task, KeywordTask):
+        system = TorchKeywordSystem(loaded.task.model)
+        if keywords is not None and set(keywords) != set(system.keywords):
+            raise SpecError(
+                f"{path} listens for {', '.join(system.keywords)} and for nothing else, got "
+                f"{', '.join(keywords)}; leave --keyword out"
+            )
+        return KeywordModel(system, path.name, loaded.sha256, {})
+    wanted = keywords or getattr(loaded.recipe.task, "keywords", ())
+    if not wanted:
+        raise SpecError(
+            f"{path}: expected keywords, since the model writes text and its recipe names none; "
+            "give --keyword WORD, once for each"
+        )
+    transcriber = TorchTranscriber(loaded, n_steps=n_steps)
+    _check_rate(transcriber.spec)
+    system = TextKeywordSystem(transcriber.spec, lambda x: [transcriber.log_probs(x)], wanted)
+    return KeywordModel(system, path.name, f"{loaded.sha256} torch, {n_steps or 'own'} passes", {})
+
+
+def _check_rate(spec: ModelSpec) -> None:
+    if spec.features.sample_rate != SAMPLE_RATE:
+        raise SpecError(f"expected a model of {SAMPLE_RATE} Hz, got {spec.features.sample_rate} Hz")
+
+
 def bundle_identity(bundle: Bundle) -> str:
     """A hash of what a bundle computes: its spec and models, not its figures or model card."""
     models = {
@@ -96,24 +214,3 @@ def bundle_identity(bundle: Bundle) -> str:
     }
     content = msgspec.json.encode([bundle.spec, models])
     return hashlib.sha256(content).hexdigest()
-
-
-def open_checkpoint(path: Path) -> tuple[KeywordSystem, str]:
-    """The detector of a keyword model's checkpoint, and the file's hash.
-
-    Raises
-    ------
-    CheckpointError
-        It is not a checkpoint, or not one of a keyword model.
-    """
-    from ..checkpoint import load_checkpoint
-    from ..keyword_model import KeywordModel, TorchKeywordSystem
-
-    loaded = load_checkpoint(path)
-    models = [m for m in loaded.task.modules() if isinstance(m, KeywordModel)]
-    if len(models) != 1:
-        raise CheckpointError(
-            f"{path}: expected the checkpoint of a keyword model, got one that writes text; "
-            "export it (edge-imputer export) and evaluate the bundle"
-        )
-    return TorchKeywordSystem(models[0]), loaded.sha256

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from edge_imputer.errors import CheckpointError
 from edge_imputer.imputation import schedule
@@ -15,7 +16,7 @@ from edge_imputer.specs import ModelSpec
 from edge_imputer.tokens import Tokenizer
 
 from ..data import Featurizer
-from ..decode import decode
+from ..decode import decode_with_log_probs
 from .journal import Entry
 
 if TYPE_CHECKING:
@@ -53,14 +54,23 @@ class TorchTranscriber:
         head = self.spec.head
         self._schedule = head.schedule if n_steps is None else schedule(n_steps, head.block_size)
 
-    @torch.no_grad()
     def text(self, waveform: npt.NDArray[np.float32]) -> str:
         """Transcribe a recording, float32 (n,)."""
+        alignment, _ = self._decode(waveform)
+        return self._tokenizer.decode(self._tokenizer.collapse(alignment.tolist()))
+
+    def log_probs(self, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Log-probabilities of a recording's frames, each of the pass that committed it, (T, V)."""
+        found: npt.NDArray[np.float32] = self._decode(waveform)[1].numpy()
+        return found
+
+    @torch.no_grad()
+    def _decode(self, waveform: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
         features = self._featurizer.normalize(self._featurizer.features(waveform))
         x = torch.from_numpy(features)[None]
         encoder_out, _ = self._encoder(x, torch.tensor([x.shape[1]]))
-        alignment = decode(self._head, encoder_out, self._schedule)[0]
-        return self._tokenizer.decode(self._tokenizer.collapse(alignment.tolist()))
+        alignment, log_probs = decode_with_log_probs(self._head, encoder_out, self._schedule)
+        return alignment[0], log_probs[0]
 
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
         """Transcribe a clip, for the journal."""

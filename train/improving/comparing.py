@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -16,15 +17,16 @@ from edge_imputer.errors import AudioError
 from edge_imputer.measured import FalseAlarmRate, Interval, Record
 from edge_imputer.metrics import clopper_pearson, false_alarm_rate
 
-from ..data import ClipRecord, Manifest
+from ..data import ClipRecord, Manifest, read_clip
 from ..data.records import NOISE_LABEL
 from ..evaluation.events import said_in
-from ..evaluation.journal import Journal
+from ..evaluation.journal import Journal, entry_key
+from ..evaluation.torch_transcriber import open_transcriber
 from .mining import events_of, holds_keyword
 from .spotters import Spotter
 
 Verdict = Literal["better", "the same", "worse"]
-What = Literal["missed", "fires"]
+What = Literal["missed", "fires", "misspelt"]
 CERTAIN = 0.05  # a change of this probability by chance, or less, is more than chance
 
 
@@ -33,7 +35,8 @@ class Comparison(Record, frozen=True, kw_only=True):
 
     Attributes
     ----------
-    what : "missed", of clips that say a keyword; "fires", of clips that say none
+    what : "missed", of clips that say a keyword; "fires", of clips that say none; "misspelt", of
+        clips whose transcript has a word wrong
     clips : what they are
     before, after : share that goes wrong, with its exact interval (Clopper and Pearson)
     mended, spoilt : clips that went wrong before only, and after only
@@ -107,6 +110,29 @@ def judge(
     return Outcome(tuple(wrong), n_fires)
 
 
+def judge_transcripts(
+    spotter: Spotter, cases: Sequence[Case], journal: Journal, *, title: str, progress: bool = True
+) -> Outcome:
+    """Write clips down: any wrong word makes a transcript wrong."""
+    transcriber, _ = open_transcriber(spotter.path)
+    identity = f"transcripts {spotter.identity}"
+    wrong: list[bool | None] = []
+    console = Console(stderr=True)
+    for case in track(cases, description=title, console=console, disable=not progress):
+        try:
+            waveform = read_clip(case.folder, case.record, transcriber.sample_rate)
+        except AudioError:
+            wrong.append(None)
+            continue
+        key = entry_key(identity, waveform)
+        entry = journal.get(key)
+        if entry is None:
+            entry = transcriber(key, waveform)
+            journal.put(entry)
+        wrong.append((entry.text or "").split() != (case.record.text or "").split())
+    return Outcome(tuple(wrong), n_fires=0)
+
+
 def compare(what: What, clips: str, before: Outcome, after: Outcome) -> Comparison | None:
     """Both outcomes of the same cases side by side; None where there is nothing to compare."""
     both = [
@@ -170,3 +196,11 @@ def cases_of(
         if min(len(said), len(others)) >= most:
             break
     return said, others
+
+
+def transcribed(manifest: Manifest, *, most: int, seed: int) -> list[Case]:
+    """Clips of a split that have a transcript; at most so many."""
+    rows = np.random.default_rng(seed).permutation(len(manifest)).tolist()
+    found = (manifest[row] for row in rows)
+    cases = (Case(manifest.folder, one, None) for one in found if one.text is not None)
+    return list(itertools.islice(cases, most))

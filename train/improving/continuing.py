@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..data import ClipRecord, Manifest, write_manifest
 from ..data.combine import merge
 from ..data.records import HARD_LABEL, NEAR_MISS_LABEL, UNKNOWN_LABEL
 from ..recipe import DrawnBatches, Recipe
-from ..tasks import KeywordTaskSpec
+from ..tasks import ImputerTaskSpec, KeywordTaskSpec, TaskSpec
 
 SHARE = 0.3  # of what is new, so that the old is still most of what is seen
 RATE = 0.1  # of the first training's learning rate
@@ -26,21 +26,32 @@ WARMUP = 0.05
 
 
 def continuing_recipe(
-    recipe: Recipe, *, updates: int | None = None, rate: float = RATE, share: float = SHARE
+    recipe: Recipe,
+    keywords: Sequence[str],
+    *,
+    updates: int | None = None,
+    rate: float = RATE,
+    share: float = SHARE,
 ) -> Recipe:
     """A recipe that goes on from what this one has trained.
 
     The data and the model's parts are its own; the learning rate is lower and falls from the
-    start, nothing is ramped up again, and hard negatives have a share of the utterances where
-    labels have shares, see `shares_with_hard`.
+    start, nothing is ramped up again, and hard negatives have a share of the utterances, see
+    `shares_with_hard`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    keywords : that a model which writes text is to keep out of its hard negatives
+    updates : None: `UPDATES_SHARE` of the recipe's
+    rate : learning rate, as a share of the recipe's
+    share : of the utterances that are hard negatives
 
     Raises
     ------
     SpecError
-        Not a recipe for keywords, or a value that cannot be.
+        A value that cannot be.
     """
-    if not isinstance(recipe.task, KeywordTaskSpec):
-        raise SpecError(f"expected a recipe of the task keywords, got {recipe.task}")
     if not 0 < share < 1 or not 0 < rate <= 1:
         raise SpecError(
             f"expected a share above 0 and below 1, and a rate above 0 and at most 1, got {share} "
@@ -50,10 +61,14 @@ def continuing_recipe(
     n = updates or max(LEAST_UPDATES, round(UPDATES_SHARE * recipe.run.updates))
     batches: Any = recipe.batches
     if isinstance(batches, DrawnBatches):
-        batches = replace(batches, shares=shares_with_hard(batches.shares, share))
+        if isinstance(recipe.task, KeywordTaskSpec):
+            shares = shares_with_hard(batches.shares, share)
+        else:
+            shares = {HARD_LABEL: share}
+        batches = replace(batches, shares=shares)
     changed = replace(
         recipe,
-        task=replace(recipe.task, mean_pooled=0.0),
+        task=_continued(recipe.task, keywords),
         augment=replace(recipe.augment, ramp=0.0),
         batches=batches,
         optimizer=replace(
@@ -77,6 +92,16 @@ def continuing_recipe(
     )
     changed.check()
     return changed
+
+
+def _continued(task: TaskSpec, keywords: Sequence[str]) -> TaskSpec:
+    """The task without what helps a model of random weights."""
+    replace = msgspec.structs.replace
+    if isinstance(task, KeywordTaskSpec):
+        return replace(task, mean_pooled=0.0)
+    if isinstance(task, ImputerTaskSpec):
+        task = replace(task, all_masked=0.0)
+    return replace(task, flat_start=0.0, keywords=tuple(keywords))
 
 
 def shares_with_hard(shares: Mapping[str, float], share: float) -> dict[str, float]:
@@ -112,14 +137,14 @@ def write_corpus(
     out: Path,
     *,
     share: float,
-    drawn: bool,
+    recipe: Recipe,
 ) -> Counter[str]:
     """Write the corpus to go on with: the original's train and valid splits, and what is new.
 
     A recipe's shares are by label, and a missed keyword has the label that thousands of others
     have. So its rows are repeated until they are `share` of their label's, as those of false fires
     are until they are half of the hard negatives; or `share` of all rows, where labels have no
-    shares.
+    shares. A task that writes text knows no labels but that of hard negatives.
 
     Parameters
     ----------
@@ -128,12 +153,14 @@ def write_corpus(
     mined : hard negatives
     out : folder
     share : of what is new
-    drawn : whether the recipe draws labels by shares
+    recipe : to go on by
 
     Returns
     -------
     repeats : how often the rows of each label of `saved` are there
     """
+    by_label = isinstance(recipe.task, KeywordTaskSpec)
+    drawn = isinstance(recipe.batches, DrawnBatches)
     repeats: Counter[str] = Counter()
     parts = [original]
     if mined is not None:
@@ -142,9 +169,9 @@ def write_corpus(
         labels = [record.label or "" if record.split == "train" else "" for record in saved]
         present = Counter(r.label or "" for r in original if r.split == "train")
         for label, n in Counter(filter(None, labels)).items():
-            if label != HARD_LABEL:
+            if label != HARD_LABEL and by_label:
                 repeats[label] = _repeats(n, present[label], share)
-            elif not drawn:
+            elif label != HARD_LABEL or not drawn:
                 repeats[label] = _repeats(n, present.total(), share)
             else:
                 n_mined = 0 if mined is None else len(mined)

@@ -1,24 +1,27 @@
-"""A deployed keyword model, made better by the clips that it got wrong."""
+"""A deployed model, made better by the clips in which it got keywords wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import torch
 
 from edge_imputer import __version__
-from edge_imputer.bundle import MANIFEST_NAME
+from edge_imputer.bundle import MANIFEST_NAME, Bundle
 from edge_imputer.errors import CheckpointError, DataError, SpecError
+from edge_imputer.files import write_atomically
 from edge_imputer.measured import Record
-from edge_imputer.specs import KeywordModelSpec
+from edge_imputer.specs import ModelSpec
 
-from ..checkpoint import Checkpoint, load_checkpoint, write_atomically
+from ..checkpoint import Checkpoint, load_checkpoint
 from ..data import ClipRecord, Manifest
 from ..evaluation.journal import Journal
-from ..recipe import DrawnBatches, Recipe
-from ..trainer import LAST, read_corpus, train
+from ..recipe import Recipe
+from ..trainer import LAST, checkpoint_of, read_corpus, train
 from .comparing import Comparison, RateComparison
 from .continuing import RATE, SHARE, continuing_recipe, write_corpus, write_saved
 from .measuring import Measuring
@@ -26,6 +29,7 @@ from .mining import Rules, fires, mine
 from .saved_clips import KEEP_BACK, Collection, SavedClip, collect
 from .spotters import Spotter, open_spotter
 
+ORIGINAL = "original.ckpt"  # of a bundle
 IMPROVED = "improved.ckpt"
 REPORT = "improve.json"
 JOURNAL = "journal.jsonl"
@@ -38,14 +42,15 @@ class Improvement:
     Attributes
     ----------
     model : Path
-        Checkpoint of a keyword model, or the folder of its run.
+        A bundle, a checkpoint, or the folder of a run.
     data : Path
         The corpus that it was trained on.
     out : Path
         Folder for everything made; the model itself is not touched.
     false_fires, misses : folders of saved clips
     negatives : corpora without the keywords, to mine
-    keyword : what misses say that are in no keyword's folder
+    keywords : what a model that writes text listens for; those of its operating point if empty.
+        One of them: what misses say that are in no keyword's folder
     keep_back : share of the saved clips to measure on
     threshold : of every keyword, instead of the model's own
     rules : of mining
@@ -60,7 +65,7 @@ class Improvement:
     false_fires: Path | None = None
     misses: Path | None = None
     negatives: Sequence[Path] = ()
-    keyword: str | None = None
+    keywords: Sequence[str] = ()
     keep_back: float = KEEP_BACK
     threshold: float | None = None
     rules: Rules = field(default_factory=Rules)
@@ -119,27 +124,20 @@ class ImproveReport(Record, frozen=True, kw_only=True):
 
 
 def model_file(path: Path) -> Path:
-    """The checkpoint that is meant.
+    """The checkpoint that is meant, or the folder of a bundle.
 
     Raises
     ------
-    SpecError
-        A bundle: its model writes text, or carries no weights to train on.
     CheckpointError
         Nothing is there.
     """
-    if path.is_file():
+    if path.is_file() or (path / MANIFEST_NAME).is_file():
         return path
-    if (path / MANIFEST_NAME).is_file():
-        raise SpecError(
-            f"{path}: expected the checkpoint of a keyword model (`edge-imputer train "
-            "wake-word`), got a bundle, whose model writes text and has no class to train for a "
-            "keyword. `edge-imputer mine` takes bundles; to teach such a model, train on with the "
-            "clips and their transcripts: edge-imputer train --init-from its CHECKPOINT"
-        )
     if (path / LAST).is_file():
         return path / LAST
-    raise CheckpointError(f"expected a checkpoint or the folder of a run at {path}, found neither")
+    raise CheckpointError(
+        f"expected a bundle, a checkpoint or the folder of a run at {path}, found none of these"
+    )
 
 
 def improve(options: Improvement) -> ImproveReport:
@@ -150,7 +148,7 @@ def improve(options: Improvement) -> ImproveReport:
     Raises
     ------
     SpecError
-        A model that is not of keywords, or nothing to learn from.
+        No keywords are known, or nothing to learn from.
     DataError
         Clips or corpora that cannot be used, or an `out` that would touch the old model.
     CheckpointError
@@ -165,16 +163,19 @@ def improve(options: Improvement) -> ImproveReport:
             "expected something to learn from: --false-fires DIR, --misses DIR or --negatives "
             "MANIFEST, got none"
         )
-    before = open_spotter(model, threshold=options.threshold)
+    own: dict[str, float] = {}
+    if model.is_dir():
+        model, own = _of_bundle(model, options)
     loaded = load_checkpoint(model)
-    recipe = _recipe(options, loaded)
+    before = _open(model, loaded, own, options)
+    recipe = _recipe(options, loaded, before.keywords)
     saved = Collection()
     if options.false_fires or options.misses:
         saved = collect(
             options.false_fires,
             options.misses,
             before.keywords,
-            keyword=options.keyword,
+            keyword=options.keywords[0] if len(options.keywords) == 1 else None,
             keep_back=options.keep_back,
         )
     with Journal(out / JOURNAL) as journal:
@@ -185,16 +186,17 @@ def improve(options: Improvement) -> ImproveReport:
             data=options.data,
             negatives=options.negatives,
             seed=recipe.run.seed,
+            writes_text=isinstance(loaded.spec, ModelSpec),
             progress=options.progress,
         )
         outcomes = tests.hear(before, journal, "Before")
         new = out / IMPROVED
         write_atomically(new, _continue(options, recipe, loaded, model, saved, n_mined))
-        after = open_spotter(new, threshold=options.threshold)
+        after = open_spotter(new, thresholds=before.thresholds)
         comparisons, rates = tests.compare(outcomes, tests.hear(after, journal, "After"))
     kinds = {"false fires": False, "misses": True}
     report = ImproveReport(
-        model=model.name,
+        model=options.model.resolve().name,
         model_sha256=loaded.sha256,
         data=options.data.resolve().name,
         keywords=before.keywords,
@@ -232,15 +234,60 @@ def _check_out(model: Path, out: Path) -> None:
         )
 
 
-def _recipe(options: Improvement, loaded: Checkpoint) -> Recipe:
+def _of_bundle(path: Path, options: Improvement) -> tuple[Path, dict[str, float]]:
+    """The bundle's float model as a checkpoint of its own, and the thresholds it carries.
+
+    So both models are compared in the same arithmetic.
+    """
+    bundle = Bundle.load(path)
+    options.out.mkdir(parents=True, exist_ok=True)
+    original = options.out / ORIGINAL
+    if not original.exists():
+        file = io.BytesIO()
+        torch.save(checkpoint_of(bundle, options.recipe), file)
+        write_atomically(original, file.getvalue())
+    manifest = bundle.manifest
+    if manifest.operating_point is not None:
+        return original, dict(manifest.operating_point.thresholds)
+    if manifest.keyword_threshold is not None:
+        return original, dict.fromkeys(options.keywords, manifest.keyword_threshold)
+    return original, {}
+
+
+def _open(
+    model: Path, loaded: Checkpoint, own: Mapping[str, float], options: Improvement
+) -> Spotter:
+    """The model of before. Keywords of a keyword model are its own, whatever is given."""
+    wanted = None
+    if isinstance(loaded.spec, ModelSpec):
+        wanted = tuple(options.keywords) or tuple(own) or None
+    elif len(options.keywords) > 1:
+        raise SpecError(
+            f"{options.model} has its own keywords: expected one at most, what misses say that are "
+            f"in no keyword's folder, got {', '.join(options.keywords)}"
+        )
+    return open_spotter(model, keywords=wanted, thresholds=own, threshold=options.threshold)
+
+
+def _recipe(options: Improvement, loaded: Checkpoint, keywords: Sequence[str]) -> Recipe:
     """What to continue by; its network must be the model's."""
-    if not isinstance(loaded.spec, KeywordModelSpec):
-        raise SpecError(f"{options.model}: expected a keyword model, got one that writes text")
     if options.recipe is None:
         return continuing_recipe(
-            loaded.recipe, updates=options.updates, rate=options.rate, share=options.share
+            loaded.recipe,
+            keywords,
+            updates=options.updates,
+            rate=options.rate,
+            share=options.share,
         )
     given = options.recipe
+    if type(given.task) is not type(loaded.recipe.task):
+        raise SpecError(
+            f"expected a recipe for the model's own task, {type(loaded.recipe.task).__name__}, got "
+            f"{type(given.task).__name__}"
+        )
+    if isinstance(loaded.spec, ModelSpec) and not getattr(given.task, "keywords", ()):
+        task = msgspec.structs.replace(given.task, keywords=tuple(keywords))
+        given = msgspec.structs.replace(given, task=task)
     for name in ("features", "encoder"):
         if type(getattr(given, name)) is not type(getattr(loaded.recipe, name)):
             raise SpecError(
@@ -277,7 +324,7 @@ def _write_corpora(
         mined,
         options.out / "corpus",
         share=options.share,
-        drawn=isinstance(recipe.batches, DrawnBatches),
+        recipe=recipe,
     )
     return 0 if mined is None else len(mined), dict(repeats)
 

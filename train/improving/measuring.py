@@ -17,11 +17,14 @@ from .comparing import (
     compare,
     compare_rates,
     judge,
+    judge_transcripts,
+    transcribed,
 )
 from .mining import holds_keyword
 from .saved_clips import Collection
 from .spotters import Spotter
 
+TRANSCRIPTS = "valid, transcripts"
 MOST_VALID = 2000  # clips of the valid split that are heard, of those with a keyword and without
 
 
@@ -35,6 +38,7 @@ class Measuring:
     data : the corpus it was trained on, for its valid split
     negatives : corpora that are mined, for their valid splits
     seed : of the choice, where the valid split is larger than `MOST_VALID`
+    writes_text : whether the model does: then its transcripts of the valid split are compared too
     progress : show bars
     """
 
@@ -46,6 +50,7 @@ class Measuring:
         data: Path,
         negatives: Sequence[Path],
         seed: int,
+        writes_text: bool,
         progress: bool,
     ) -> None:
         self._progress = progress
@@ -61,6 +66,8 @@ class Measuring:
         valid = Manifest.open(data, split="valid")
         said, others = cases_of(valid, keywords, most=MOST_VALID, seed=seed)
         self._cases |= {"valid, keywords": said, "valid, others": others}
+        if writes_text:
+            self._cases[TRANSCRIPTS] = transcribed(valid, most=MOST_VALID, seed=seed)
         self._rated: set[str] = set()  # counted by the hour
         for path in negatives:
             part = Manifest.open(path, split="valid")
@@ -74,7 +81,9 @@ class Measuring:
     def hear(self, spotter: Spotter, journal: Journal, title: str) -> dict[str, Outcome]:
         """Every set of clips through a model."""
         return {
-            name: judge(spotter, cases, journal, title=f"{title}: {name}", progress=self._progress)
+            name: (judge_transcripts if name == TRANSCRIPTS else judge)(
+                spotter, cases, journal, title=f"{title}: {name}", progress=self._progress
+            )
             for name, cases in self._cases.items()
             if cases
         }
@@ -94,6 +103,8 @@ class Measuring:
                     rates.append(compare_rates(name, hours, before[name], after[name]))
                 continue
             what: What = "fires" if cases[0].keyword is None else "missed"
+            if name == TRANSCRIPTS:
+                what = "misspelt"
             kept = f"kept-back {name}" if name in self._collected else name
             if one := compare(what, kept, before[name], after[name]):
                 shares.append(one)

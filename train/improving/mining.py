@@ -26,10 +26,10 @@ from edge_imputer.measured import Record
 from ..data import ClipRecord, Manifest, read_clip, write_manifest
 from ..data.records import HARD_LABEL
 from ..data.transcripts import normalize
-from ..evaluation.evaluate import SAMPLE_RATE
 from ..evaluation.events import EVENT_FLOOR, ScoredEvent, said_in
 from ..evaluation.journal import Journal, entry_key
 from ..evaluation.keyword_report import KeywordScoring
+from ..evaluation.systems import SAMPLE_RATE
 from .spotters import Spotter
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,11 @@ from pathlib import Path
 import msgspec
 
 from edge_imputer import __version__
-from edge_imputer.backends import load_backend
-from edge_imputer.bundle import Bundle
 from edge_imputer.errors import SpecError
 
-from ..evaluation import KeywordSystem, TextKeywordSystem
-from ..evaluation.evaluate import REFRACTORY_S, SAMPLE_RATE
-from ..evaluation.systems import bundle_identity, open_checkpoint
+from ..evaluation import KeywordSystem
+from ..evaluation.evaluate import REFRACTORY_S
+from ..evaluation.systems import open_keyword_model
 
 DEFAULT_THRESHOLD = 0.5  # of a checkpoint, which carries none
 
@@ -51,56 +49,35 @@ def open_spotter(
     *,
     keywords: Sequence[str] | None = None,
     backend: str = "onnx",
+    thresholds: Mapping[str, float] | None = None,
     threshold: float | None = None,
     refractory_s: float = REFRACTORY_S,
 ) -> Spotter:
-    """Open a keyword model's checkpoint, or a bundle with keywords given as text.
+    """Open a checkpoint, or a bundle; where it writes text, with keywords given as text.
 
     Parameters
     ----------
     path : a checkpoint's file, or a bundle's folder
-    keywords : texts to listen for with a bundle; those of its operating point if not given
+    keywords : see `open_keyword_model`
     backend : runtime of a bundle
-    threshold : of every keyword, instead of the model's own
+    thresholds : by keyword, instead of the model's own
+    threshold : of every keyword, instead of all these
 
     Raises
     ------
     CheckpointError, BundleError
-        It cannot be read, or is the checkpoint of a model that writes text.
+        It cannot be read.
     SpecError, TokenError
         No keywords are known, or others than the model's.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise SpecError(f"expected a threshold from 0 to 1, got {threshold}")
-    if path.is_file():
-        system, model = open_checkpoint(path)
-        if keywords is not None and not set(keywords) <= set(system.keywords):
-            raise SpecError(
-                f"{path} listens for {', '.join(system.keywords)} and for nothing else, got "
-                f"{', '.join(keywords)}"
-            )
-        own: Mapping[str, float] = {}
-    else:
-        system, model, own = _of_bundle(Bundle.load(path), keywords, backend)
-    thresholds = {word: own.get(word, DEFAULT_THRESHOLD) for word in system.keywords}
+    model = open_keyword_model(path, keywords, backend=backend)
+    own = {**model.thresholds, **(thresholds or {})}
+    limits = {word: own.get(word, DEFAULT_THRESHOLD) for word in model.system.keywords}
     if threshold is not None:
-        thresholds = dict.fromkeys(thresholds, threshold)
-    settings = msgspec.json.encode([__version__, model, system.keywords, refractory_s]).decode()
-    return Spotter(path, system, f"keywords {settings}", thresholds, refractory_s)
-
-
-def _of_bundle(
-    bundle: Bundle, keywords: Sequence[str] | None, backend: str
-) -> tuple[KeywordSystem, str, Mapping[str, float]]:
-    point = bundle.manifest.operating_point
-    own = {} if point is None else point.thresholds
-    if not (keywords or own):
-        raise SpecError(
-            "expected keywords, since the bundle has no operating point that names any; "
-            "give --keyword WORD, once for each"
-        )
-    rate = bundle.spec.features.sample_rate
-    if rate != SAMPLE_RATE:
-        raise SpecError(f"expected a model of {SAMPLE_RATE} Hz, got {rate} Hz")
-    system = TextKeywordSystem(bundle, load_backend(bundle, backend), tuple(keywords or own))
-    return system, f"{bundle_identity(bundle)} {backend}", own
+        limits = dict.fromkeys(limits, threshold)
+    settings = msgspec.json.encode(
+        [__version__, model.identity, model.system.keywords, refractory_s]
+    ).decode()
+    return Spotter(path, model.system, f"keywords {settings}", limits, refractory_s)

@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 
 from edge_imputer.errors import SynthesisError
+from edge_imputer.files import write_atomically
 
 from .engines import Engine
 from .files import write_clip, written_problem
 from .phones import n_phones_of
 from .plan import Job
-from .rows import MANIFEST, journaled, read_journaled, replace, write_lines
+from .rows import MANIFEST, journaled, read_journaled, write_lines
 from .shaping import SAMPLE_RATE, Dress, cut_speech, dress
 from .voices import Split
 
@@ -286,7 +287,7 @@ def _check_settings(out: Path, settings: Settings) -> None:
         raise SynthesisError(
             f"{out} holds another corpus ({MANIFEST} without {SETTINGS}); use a folder of its own"
         )
-    replace(path, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
 
 
 def _check_apart(rows: Iterable[ClipRow], jobs: list[Job], out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_imputer.audio import read_audio
 from edge_imputer.errors import AudioError
+from edge_imputer.files import replacing
 
 from .engines.base import Waveform
 
@@ -27,14 +28,11 @@ def write_clip(path: Path, waveform: Waveform, sample_rate: int) -> None:
     """Write mono audio whole or not at all; the suffix decides: ogg (Opus), flac or wav."""
     import soundfile
 
+    encoded = io.BytesIO()  # in memory first: a full disk is then an error of the file
+    soundfile.write(encoded, waveform, sample_rate, **SETTINGS[path.suffix])
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    settings = SETTINGS[path.suffix]
-    try:
-        soundfile.write(part, waveform, sample_rate, **settings)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, durable=False) as file:
+        file.write(encoded.getbuffer())
 
 
 def written_problem(path: Path, waveform: Waveform, sample_rate: int) -> str | None:

@@ -6,7 +6,6 @@ which holds what it made.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from edge_imputer.errors import SynthesisError
+from edge_imputer.files import write_atomically
 
 MANIFEST = "manifest.jsonl"
 JOURNAL = "manifest.part.jsonl"  # rows made since the manifest was last written
@@ -94,14 +94,4 @@ def _whole(path: Path) -> int:
 
 def write_lines(path: Path, lines: Iterable[object]) -> None:
     """Write a JSON object a line, all of them or none."""
-    replace(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f"{path.name}.new")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))

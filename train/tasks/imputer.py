@@ -53,6 +53,7 @@ class ImputerTask(SpeechTask):
         encoder_out, frames, branches = self.encode(batch)
         logits = self.ctc(self.drop(encoder_out, batch, ENCODER_DROPOUT))
         encoder_loss = self.encoder_loss(logits, branches, frames, batch, progress)
+        encoder_loss = self.restrained(encoder_loss, logits, frames, batch)
         head_in = encoder_out.detach() if self.settings.stop_gradient else encoder_out
         head_loss = self._head_loss(
             self.drop(head_in, batch, HEAD_DROPOUT), logits.detach(), frames, batch, progress
@@ -77,6 +78,8 @@ class ImputerTask(SpeechTask):
             partial = torch.full(ctc_logits.shape[:2], MASK, device=ctc_logits.device)
         else:
             partial = self._mask(alignment, frames, batch)
+            # Without a transcript nothing can be filled in.
+            partial = partial.masked_fill(self.untranscribed(batch)[:, None], MASK)
         seen = partial.masked_fill(partial == MASK, self.spec.tokens.mask_id)
         logits: Tensor = self.head(head_in, seen)
         if settings.loss == "imitation":
@@ -103,7 +106,8 @@ class ImputerTask(SpeechTask):
                 zero_infinity=True,
                 validate=False,
             )
-        return per_token(losses, batch) + self.logit_penalty(logits, frames)
+        losses = self.restrained(per_token(losses, batch), logits, frames, batch)
+        return losses + self.logit_penalty(logits, frames)
 
     def _align(self, logits: Tensor, frames: Tensor, batch: Batch) -> Alignment:
         """The encoder's alignments of the targets, one an utterance."""

@@ -12,6 +12,7 @@ from typing import Literal, Union, get_args
 import msgspec
 
 from edge_imputer.errors import SpecError
+from edge_imputer.keywords import check_keywords
 from edge_imputer.specs import (
     AnyEncoderSpec,
     AnyFeatureSpec,
@@ -46,12 +47,19 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         plateau for long.
     logit_penalty : float
         Times the mean squared logit: int8 steps stay fine.
+    keywords : tuple of str
+        What clips labelled ``_hard_`` must not be taken for. They need no transcript, see
+        `restraint_loss`; with no keyword here they are left out.
+    restraint : float
+        Weight of that loss.
     """
 
     dropout: float = 0.1
     intermediate_weight: float = 0.5
     flat_start: float = 0.1
     logit_penalty: float = 1e-3
+    keywords: tuple[str, ...] = ()
+    restraint: float = 1.0
 
     def check(self) -> None:
         """Raise `SpecError` on values that cannot train."""
@@ -60,8 +68,11 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             intermediate_weight=self.intermediate_weight,
             flat_start=self.flat_start,
         )
-        if not 0 <= self.logit_penalty < math.inf:
-            raise SpecError(f"expected logit_penalty >= 0, and finite, got {self.logit_penalty}")
+        for name in ("logit_penalty", "restraint"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SpecError(f"expected {name} >= 0, and finite, got {getattr(self, name)}")
+        if self.keywords:
+            check_keywords(self.keywords)
 
 
 class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", tag_field="kind"):

@@ -12,12 +12,14 @@ from edge_imputer.specs import BLANK_ID, ModelSpec
 from edge_imputer.tokens import Tokenizer
 
 from ..data import Batch
+from ..data.plan import UNKNOWN_CLASS
 from ..decode import decode
 from ..encoders import ConformerEncoder, build_encoder
 from ..encoders.conformer import intermediate_ctc_loss
 from ..imputer import ImputerHead
 from ..layers.dropout import seeded_dropout
 from .base import Task
+from .restraint import Restraint
 from .settings import SpeechSettings
 
 # Streams of an utterance's seed; those of the objective are smaller.
@@ -46,6 +48,7 @@ class SpeechTask(Task):
         self.tokenizer = Tokenizer(spec.tokens)
         self.encoder = build_encoder(spec.encoder, spec.features)
         self.head = ImputerHead(spec.encoder.d_model, spec.head, spec.tokens)
+        self._restraint = Restraint(spec, settings.keywords) if settings.keywords else None
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Encoder frames, their number, and the logits of a conformer's intermediate branches."""
@@ -84,6 +87,20 @@ class SpeechTask(Task):
         if progress < self.settings.flat_start:
             loss = GUIDED_CTC * loss + flat_start_loss(logits, frames, batch)
         return loss
+
+    def untranscribed(self, batch: Batch) -> Tensor:
+        """Which utterances are hard negatives: their targets are empty and mean nothing; (B,)."""
+        if self._restraint is None:
+            return torch.zeros_like(batch.labels, dtype=torch.bool)
+        return batch.labels == UNKNOWN_CLASS
+
+    def restrained(self, losses: Tensor, logits: Tensor, frames: Tensor, batch: Batch) -> Tensor:
+        """The losses, (B,), but of hard negatives what keeps keywords out of them."""
+        hard = self.untranscribed(batch)
+        if self._restraint is None or not hard.any():
+            return losses
+        restraint = self.settings.restraint * self._restraint.losses(logits[hard], frames[hard])
+        return losses.masked_scatter(hard, restraint.to(losses.dtype))
 
     def logit_penalty(self, logits: Tensor, frames: Tensor) -> Tensor:
         """The weighted mean squared logit of every utterance, (B,)."""

@@ -5,7 +5,7 @@ On Lightning's Fabric, which brings processes, devices and number formats. The l
 fault has a stated end.
 """
 
-from .initial import Initial, read_initial, write_weights
+from .initial import Initial, checkpoint_of, read_initial, write_training
 from .run import train
 from .sources import Material, of_clips, of_manifest, read_corpus
 from .store import AVERAGED, BEST, LAST, PREVIOUS
@@ -20,10 +20,11 @@ __all__ = [
     "PREVIOUS",
     "Initial",
     "Material",
+    "checkpoint_of",
     "of_clips",
     "of_manifest",
     "read_corpus",
     "read_initial",
     "train",
-    "write_weights",
+    "write_training",
 ]

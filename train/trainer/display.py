@@ -12,16 +12,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 class Display:
     """Losses, the last validation and the time left.
 
+    What is counted class by class (``recall/seven``) is in the tables only: 35 words fill no line.
+
     Parameters
     ----------
     updates : updates of the whole run
     every : updates between two lines, where there is no terminal to draw a bar on
+    monitor : the measure that decides what is best, which is shown whatever its name
     shown : False prints nothing at all
     """
 
-    def __init__(self, updates: int, *, every: int, shown: bool) -> None:
+    def __init__(self, updates: int, *, every: int, monitor: str, shown: bool) -> None:
         self.updates = updates
         self.every = every
+        self.monitor = monitor
         self.shown = shown
         self._losses: Mapping[str, float] = {}
         self._measures: Mapping[str, float] = {}
@@ -73,7 +77,9 @@ class Display:
             self._bar.update(self._task, completed=done, values=self._values())
 
     def _values(self) -> str:
-        return ", ".join(f"{k} {v:.3f}" for k, v in {**self._losses, **self._measures}.items())
+        values = {**self._losses, **self._measures}
+        chosen = [name for name in values if "/" not in name or name == self.monitor]
+        return ", ".join(f"{name} {values[name]:.3f}" for name in chosen)
 
     def _left(self, done: int) -> str:
         """Time to the end, at the pace so far."""

@@ -30,11 +30,19 @@ from ..data import (
     loader,
 )
 from ..data.loader import MicroBatches
-from ..data.records import SILENCE_LABEL
+from ..data.plan import UNKNOWN_CLASS
+from ..data.records import HARD_LABEL, SILENCE_LABEL
 from ..recipe import BucketedBatches, DrawnBatches, Recipe
 from ..tasks import KeywordTaskSpec
 from .initial import Initial
-from .sources import Material, characters_of, labelled, usable_speech, validation_clips
+from .sources import (
+    Material,
+    characters_of,
+    hard_rows,
+    labelled,
+    usable_speech,
+    validation_clips,
+)
 from .surroundings import make_augmenter
 
 log = logging.getLogger(__name__)
@@ -79,7 +87,8 @@ def make_feed(
     featurizer = Featurizer(spec)
     if speech:
         fastest = max(recipe.augment.speeds)
-        train = usable_speech(train, featurizer, fastest=fastest, split="training")
+        hard = bool(recipe.task.keywords)
+        train = usable_speech(train, featurizer, fastest=fastest, split="training", hard=hard)
         valid = valid and _any_usable(valid, featurizer)
     plan = make_plan(train, recipe, spec, featurizer, fabric.world_size * recipe.run.accumulate)
     if initial is None and _unmeasured(spec.features):
@@ -188,6 +197,11 @@ def make_plan(
             window_s=_utterance_s(spec, batches.utterance_s),
             n_ramp=n_ramp,
         )
+    if others := sorted(set(batches.shares) - {HARD_LABEL}):
+        raise SpecError(
+            f"batches.shares: expected {HARD_LABEL} alone with a task that writes down speech, got "
+            f"{', '.join(others)}; labels are drawn by shares in a keyword task"
+        )
     _, speakers = train.column("speaker")
     return DrawnPlan(
         train.durations,
@@ -197,6 +211,8 @@ def make_plan(
         seed=run.seed,
         n_isolated=round(getattr(recipe.task, "flat_start", 0.0) * run.updates),
         n_ramp=n_ramp,
+        hard=hard_rows(train),
+        hard_share=batches.shares.get(HARD_LABEL),
     )
 
 
@@ -221,6 +237,8 @@ def _bucketed(
         labels, codes = train.column("label")
         classes = np.array([spec.class_of(label) for label in labels])[codes]
         window_s = _window_s(spec)
+    else:
+        classes = np.where(hard_rows(train), UNKNOWN_CLASS, -1)
     if window_s is None:
         n_frames = frame_counts(recipe.augment.longest(train.durations), featurizer)
     else:  # whatever the clips' lengths, that is what is cut out of them

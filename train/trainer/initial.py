@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,12 +16,15 @@ from torch import Tensor
 from edge_imputer.bundle import MANIFEST_NAME, Bundle
 from edge_imputer.errors import CheckpointError
 
-from ..checkpoint import AnyModelSpec, read_raw, unpack
+from ..checkpoint import AnyModelSpec, Checkpoint, Origin, pack, read_raw, unpack
+from ..recipe import Recipe, make_recipe
 from ..tasks import Task
+from .store import State
 
 log = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "weights.npz"  # float weights in a bundle, by their names in the task
+RECIPE_NAME = "recipe.json"  # what they were trained by
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,53 @@ def read_initial(path: Path) -> Initial:
     if not (path / MANIFEST_NAME).is_file() and (path / "last.ckpt").is_file():
         return read_initial(path / "last.ckpt")
     bundle = Bundle.load(path)
+    return Initial(path, bundle.spec, _weights_of(bundle), _sha256(path / WEIGHTS_NAME))
+
+
+def checkpoint_of(bundle: Bundle, recipe: Recipe | None = None) -> State:
+    """What a bundle was exported from, as far as it says, for `torch.save`.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    recipe : of a bundle that does not carry its own
+
+    Raises
+    ------
+    CheckpointError
+        A bundle of before weights, or of before recipes and none is given.
+    """
+    weights = _weights_of(bundle)
+    if RECIPE_NAME in bundle.manifest.files:
+        raw = msgspec.json.decode(bundle.file(RECIPE_NAME).read_bytes())
+        recipe = make_recipe(raw, source=str(bundle.file(RECIPE_NAME)))
+    if recipe is None:
+        raise CheckpointError(
+            f"{bundle.path}: the bundle has no {RECIPE_NAME}, the recipe that it was trained by; "
+            "give one with --recipe"
+        )
+    made = bundle.manifest.provenance
+    origin = Origin(data=made.data, n_clips=made.n_clips)
+    return pack(weights, bundle.spec, recipe, origin, made.updates)
+
+
+def _weights_of(bundle: Bundle) -> dict[str, Tensor]:
     if WEIGHTS_NAME not in bundle.manifest.files:
         raise CheckpointError(
-            f"{path}: the bundle has no {WEIGHTS_NAME}, the weights to train on from; give the "
-            "checkpoint that it was exported from, or export that again"
+            f"{bundle.path}: the bundle has no {WEIGHTS_NAME}, the weights to train on from; give "
+            "the checkpoint that it was exported from, or export that again"
         )
     with np.load(bundle.file(WEIGHTS_NAME), allow_pickle=False) as arrays:
-        weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    return Initial(path, bundle.spec, weights, _sha256(path / WEIGHTS_NAME))
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def write_weights(task: Task, folder: Path) -> None:
-    """Write a task's weights into a bundle, for `read_initial` to read."""
-    arrays = {name: value.detach().cpu().numpy() for name, value in task.state_dict().items()}
+def write_training(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write weights and recipe into a bundle, so that its model can be trained on."""
+    state = checkpoint.task.state_dict()
+    arrays = {name: value.detach().cpu().numpy() for name, value in state.items()}
     np.savez(folder / WEIGHTS_NAME, **arrays)
+    written = msgspec.json.format(msgspec.json.encode(checkpoint.recipe), indent=2)
+    (folder / RECIPE_NAME).write_bytes(written + b"\n")
 
 
 def take_over(task: Task, initial: Initial) -> None:

@@ -18,7 +18,7 @@ from edge_imputer.errors import EdgeImputerError, SpecError, TrainingError, Trai
 
 from ..checkpoint import Origin, pack
 from ..data import Batch
-from ..recipe import Recipe
+from ..recipe import Recipe, RunSection
 from ..tasks import Task
 from .display import Display
 from .logbook import Logbook
@@ -302,10 +302,7 @@ class Loop:
 
     def _rank(self, measures: dict[str, float]) -> float:
         """What chooses the best weights: the larger, the better."""
-        name, way = self.task.monitor
-        if self.recipe.run.monitor:
-            name = self.recipe.run.monitor.removeprefix("-")
-            way = "min" if self.recipe.run.monitor.startswith("-") else "max"
+        name, way = monitored(self.task, self.recipe.run)
         if name not in measures:
             raise SpecError(
                 f"run.monitor: expected one of the measures {', '.join(measures)} (with a minus "
@@ -346,6 +343,14 @@ class Loop:
 
 
 _SIGNALS = (int(signal.SIGTERM), int(signal.SIGINT))
+
+
+def monitored(task: Task, section: RunSection) -> tuple[str, str]:
+    """The measure that decides what is best, and whether ``min`` or ``max`` is."""
+    if not section.monitor:
+        return task.monitor
+    way = "min" if section.monitor.startswith("-") else "max"
+    return section.monitor.removeprefix("-"), way
 
 
 def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, float]]) -> None:

@@ -21,7 +21,7 @@ from .display import Display, said_seconds
 from .feeding import Feed, make_feed
 from .initial import Initial, read_initial, take_over
 from .logbook import Logbook
-from .loop import Loop
+from .loop import Loop, monitored
 from .processes import make_fabric
 from .resuming import check_same
 from .sources import Material, of_clips
@@ -121,8 +121,12 @@ def _make_loop(
     torch.manual_seed(recipe.run.seed % 2**63)
     task = build_task(feed.spec, recipe.task)
     logbook = Logbook(store.folder, writes=fabric.is_global_zero)
-    shown = progress and fabric.is_global_zero
-    display = Display(recipe.run.updates, every=recipe.run.valid_every, shown=shown)
+    display = Display(
+        recipe.run.updates,
+        every=recipe.run.valid_every,
+        monitor=monitored(task, recipe.run)[0],
+        shown=progress and fabric.is_global_zero,
+    )
     return Loop(fabric, task, recipe, origin, store, logbook, display)
 
 
@@ -177,6 +181,6 @@ def _summary(loop: Loop, path: Path) -> None:
     early = " (stopped early)" if loop.stopped_early else ""
     print(f"{loop.update} of {run.updates} updates in {said_seconds(loop.seconds)}{early}")
     if kept.best is not None:
-        name = run.monitor.removeprefix("-") or loop.task.monitor[0]
+        name, _ = monitored(loop.task, run)
         print(f"best {name} {abs(kept.best):.4f}, after update {kept.best_update}")
     print(f"result: {path}", flush=True)

@@ -18,7 +18,7 @@ from edge_imputer.specs import ModelSpec
 from ..data import Clip, ClipRecord, Featurizer, Manifest, joined_sequences
 from ..data.cache import ClipCache
 from ..data.loader import ClipsInMemory, ManifestSource, Source
-from ..data.records import NOISE_LABEL
+from ..data.records import HARD_LABEL, NOISE_LABEL
 from ..recipe import DataSection
 
 log = logging.getLogger(__name__)
@@ -166,9 +166,11 @@ def characters_of(train: Material) -> str:
 
 
 def usable_speech(
-    material: Material, featurizer: Featurizer, *, fastest: float, split: str
+    material: Material, featurizer: Featurizer, *, fastest: float, split: str, hard: bool = False
 ) -> Material:
     """The clips whose transcript the model can write in their time; what is left out is said.
+
+    With `hard`, also the hard negatives that have no transcript, see `is_hard`.
 
     Raises
     ------
@@ -183,7 +185,9 @@ def usable_speech(
             reasons["noise"] += 1
             continue
         if record.text is None:
-            reasons["no transcript"] += 1
+            keep[row] = hard and is_hard(record)
+            if not keep[row]:
+                reasons["no transcript"] += 1
             continue
         n_samples = int(material.durations[row] * rate / fastest)
         try:
@@ -203,6 +207,16 @@ def usable_speech(
             f"none of {len(keep)} ({said})"
         )
     return material if keep.all() else material.where(keep)
+
+
+def is_hard(record: ClipRecord) -> bool:
+    """Whether of a clip nothing is known but that no keyword is said in it."""
+    return record.text is None and record.label == HARD_LABEL
+
+
+def hard_rows(material: Material) -> npt.NDArray[np.bool_]:
+    """Which clips are such, (N,)."""
+    return np.fromiter(map(is_hard, material.records()), bool, len(material))
 
 
 def _say_left_out(reasons: Counter[str], n: int, split: str) -> None:

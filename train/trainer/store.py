@@ -24,8 +24,9 @@ import msgspec
 import torch
 
 from edge_imputer.errors import CheckpointError, TrainingError
+from edge_imputer.files import write_atomically
 
-from ..checkpoint import KEY, read_raw, write_atomically
+from ..checkpoint import KEY, read_raw
 from ..recipe import RunSection
 from .optimization import mean_weights
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.errors import DataError
+from edge_imputer.files import replacing
 
 from ..records import Waveform
 
@@ -171,18 +170,12 @@ def recorded_tracks(waveforms: Iterable[Waveform], path: Path) -> Tracks:
     """
     lengths = []
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for waveform in waveforms:
-                file.write(_int16(waveform).data)
-                lengths.append(len(waveform))
+    with replacing(path, durable=False) as file:
+        for waveform in waveforms:
+            file.write(_int16(waveform).data)
+            lengths.append(len(waveform))
         if not lengths:
             raise DataError("expected recordings of noise, got none")
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return Tracks(path, np.cumsum(lengths))
 
 
