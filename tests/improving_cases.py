@@ -97,29 +97,28 @@ def recipe(*settings: str) -> Recipe:
     )
 
 
+TEXT_SETTINGS = [
+    "encoder.conv=[{channels=8}, {channels=8}]",
+    "encoder.hidden=32",
+    "task.head.width=16",
+    "task.head.depth=1",
+    "task.dropout=0.0",
+    "data.workers=0",
+    "data.valid_joined=[1, 1]",
+    "task.flat_start=0.3",
+    "augment={ramp=0, speeds=[0.97, 1.0, 1.03], clips_joined=[1, 1], isolated=1.0, "
+    "snr_db=[25.0, 40.0], room=0, mel_warp=0, tilt=0, masks=0, low_pass=0}",
+    "batches.size=8",
+    "optimizer.learning_rate=1e-2",
+    "run.updates=700",
+    "run.valid_every=350",
+    "run.result=last",
+]
+
+
 def text_recipe(*settings: str) -> Recipe:
     """A recipe of a small Imputer that writes the sounds' names."""
-    return read_recipe(
-        "digits",
-        [
-            "encoder.conv=[{channels=8}, {channels=8}]",
-            "encoder.hidden=32",
-            "task.head.width=16",
-            "task.head.depth=1",
-            "task.dropout=0.0",
-            "data.workers=0",
-            "data.valid_joined=[1, 1]",
-            "task.flat_start=0.3",
-            "augment={ramp=0, speeds=[0.97, 1.0, 1.03], clips_joined=[1, 1], isolated=1.0, "
-            "snr_db=[25.0, 40.0], room=0, mel_warp=0, tilt=0, masks=0, low_pass=0}",
-            "batches.size=8",
-            "optimizer.learning_rate=1e-2",
-            "run.updates=700",
-            "run.valid_every=350",
-            "run.result=last",
-            *settings,
-        ],
-    )
+    return read_recipe("digits", [*TEXT_SETTINGS, *settings])
 
 
 def train_writer(folder: Path, out: Path, *settings: str) -> Path:

@@ -44,6 +44,7 @@ from .improving_cases import (
     KEYWORD,
     OTHER_VOICE,
     RATE,
+    TEXT_SETTINGS,
     row,
     sound,
     text_recipe,
@@ -457,7 +458,17 @@ def test_rows_are_repeated_up_to_their_share(tmp_path):
     assert all("kept" not in r.audio for r in Manifest.open(tmp_path / "b"))
     text = read_recipe("digits")  # which knows no label but that of hard negatives
     repeats = write_corpus(original, saved, hard, tmp_path / "c", share=0.3, recipe=text)
-    assert repeats == {"up": 86, "_hard_": 4}  # 430 of 1430 rows
+    assert repeats == {"up": 9, "_hard_": 4}  # of a tenth of the rows, which do not say it
+    said = [row(f"{i}.wav", 1.0, text="come up now" if i < 400 else "no") for i in range(1000)]
+    write_manifest(tmp_path / "old", said)
+    original = Manifest.open(tmp_path / "old")
+    repeats = write_corpus(original, saved, hard, tmp_path / "d", share=0.3, recipe=text)
+    assert repeats == {"up": 34, "_hard_": 4}  # 170 of 570 that say it
+    (tmp_path / "one").mkdir()
+    write_manifest(tmp_path / "one", new[:1])
+    one = Manifest.open(tmp_path / "one")
+    repeats = write_corpus(original, one, None, tmp_path / "e", share=0.3, recipe=text)
+    assert repeats == {"up": 100}  # and no more, of one recording
 
 
 def test_comparisons_count_pairs():
@@ -550,9 +561,61 @@ def test_an_old_bundle_needs_a_recipe(home, bundle, tmp_path, capsys):
     del manifest["files"]["recipe.json"]
     (old / "manifest.json").write_text(json.dumps(manifest), "utf8")
     given_options = ("-w", KEYWORD, "--false-fires", home / "near", "--data", home / "tones")
-    code, _, err = command(capsys, old, *given_options, "--out", tmp_path / "out")
+    given_options += ("--updates", "2", "--out", tmp_path / "out")
+    code, _, err = command(capsys, old, *given_options)
     assert code == 2
     assert "no recipe.json, the recipe that it was trained by; give one with --recipe" in err
+    code, _, err = command(capsys, old, *given_options, "--recipe", "ctc")  # another network
+    assert code == 2
+    assert not list((tmp_path / "out").glob("original*"))
+    first = [word for setting in TEXT_SETTINGS for word in ("--set", setting)]
+    code, _, err = command(capsys, old, *given_options, "--recipe", "digits", *first)
+    assert code == 0, err
+    task = load_checkpoint(tmp_path / "out" / "improved.ckpt").recipe.task
+    assert (task.flat_start, task.keywords) == (0.0, (KEYWORD,))
+
+
+def test_another_bundle_in_the_same_folder_is_not_taken_for_the_first(
+    home, bundle, tmp_path, capsys
+):
+    """A first try was interrupted; then another model is improved there, in the default folder."""
+    out = tmp_path / "out"
+    other = train_writer(home / "tones", tmp_path / "run", "run.updates=2", "run.seed=5")
+    export_checkpoint(other, load_corpus(home / "tones"), tmp_path / "other", licence="none")
+    words = ("-w", KEYWORD, "--false-fires", home / "near", "--data", home / "tones")
+    code, _, err = command(capsys, bundle, *words, "--out", out, "--misses", tmp_path / "none")
+    assert code == 2, err
+    command(capsys, tmp_path / "other", *words, "--out", out, "--updates", "2")
+    first, second = (load_checkpoint(path) for path in (other, out / "improved.ckpt"))
+    weights = first.task.state_dict()["ctc.weight"], second.task.state_dict()["ctc.weight"]
+    assert (weights[0] - weights[1]).abs().max() < 0.1  # two small steps from there
+
+
+def test_keywords_keep_their_places_and_an_interrupted_export_goes_on(
+    home, bundle, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    given_options = (bundle, "-w", "down", "-w", KEYWORD, "--false-fires", home / "near")
+    given_options += ("--data", home / "tones", "--updates", "2", "--out", out)
+    assert command(capsys, *given_options)[0] == 0
+    report = msgspec.json.decode((out / "improve.json").read_bytes(), type=ImproveReport)
+    assert report.keywords == ("down", KEYWORD)
+    said = next(c for c in report.comparisons if c.clips == "valid, keywords")
+    assert (said.before.n, said.before.value, said.after.value) == (12, 0.0, 0.0)
+    recipe = json.loads((out / "bundle" / "recipe.json").read_text("utf8"))
+    assert (recipe["data"]["folder"], recipe["data"]["noises"]) == ("", None)
+    shutil.rmtree(out / "bundle")  # as if it had been killed while it quantised
+    before = (out / "improved.ckpt").read_bytes()
+    code, stdout, err = command(capsys, *given_options)
+    assert code == 0, err
+    assert stdout.strip().endswith("bundle")
+    assert open_spotter(out / "bundle", keywords=["down"]).keywords == ("down",)
+    assert (out / "improved.ckpt").read_bytes() == before
+
+
+def test_a_keyword_given_twice_is_refused(writer):
+    with pytest.raises(SpecError, match="distinct keywords"):
+        open_spotter(writer, keywords=["up", "up"])
 
 
 def test_hard_negatives_without_a_keyword_are_left_out(home, tmp_path, caplog):

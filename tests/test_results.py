@@ -80,8 +80,8 @@ def test_an_evaluation_becomes_rows(tmp_path) -> None:
     alarms = {"count": 3, "hours": 2.0, "per_hour": 1.5, "low": 0.3, "high": 4.4, "upper": 3.9}
     noisy = {**CONDITION, "snr_db": 5.0, "by": "engine", "group": "flite"}
     misses = [
-        {"condition": where, "frr": rate, "negatives": "talk", "false_alarms": alarms}
-        for where in (CONDITION, noisy)
+        {"condition": where, "frr": rate, "negatives": "talk", "false_alarms": found}
+        for where, found in ((CONDITION, alarms), (noisy, None))  # none of that kind
     ]
     first, second = results.miss_rows({"misses": misses})
     assert first["data"] == "words test (synthetic)"
@@ -90,6 +90,7 @@ def test_an_evaluation_becomes_rows(tmp_path) -> None:
     assert wanted.items() <= first.items()
     assert second["data"] == "words test (synthetic), engine flite"
     assert second["condition"] == "5 dB"
+    assert (second["frr"], second["fa_per_hour"]) == (0.25, None)
     rows = [
         {"condition": where, "n_clips": 40, "wer": rate, "cer": rate}
         for where in (CONDITION, noisy)

@@ -105,15 +105,17 @@ def miss_rows(evaluation: Row) -> list[Row]:
             "data": _data(one["condition"]),
             "condition": _condition(one["condition"]),
             "frr": one["frr"]["value"],
-            "fa_per_hour": one["false_alarms"]["per_hour"],
-            "hours": one["false_alarms"]["hours"],
+            "fa_per_hour": alarms.get("per_hour"),
+            "hours": alarms.get("hours"),
             "ci_low": one["frr"]["low"],
             "ci_high": one["frr"]["high"],
             "n": one["frr"]["n"],
-            "fa_low": one["false_alarms"]["low"],
-            "fa_high": one["false_alarms"]["high"],
+            "fa_low": alarms.get("low"),
+            "fa_high": alarms.get("high"),
+            "negatives": one["negatives"],
         }
         for one in evaluation["misses"]
+        for alarms in (one["false_alarms"] or {},)
     ]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edge_imputer.train.recipe import Recipe
 
 MINED_JSON = "mined.json"
+NEW_BUNDLE = "bundle"
 N_LISTED = 10
 
 NegativesOption = Annotated[
@@ -37,13 +38,13 @@ WindowOption = Annotated[float, typer.Option(help="Seconds cut out around an eve
 
 def mine(
     model: Annotated[
-        Path, typer.Argument(help="A keyword model's checkpoint, or a bundle with --keyword.")
+        Path, typer.Argument(help="A checkpoint or a bundle; with --keyword where it writes text.")
     ],
     negatives: NegativesOption,
     out: Annotated[Path, typer.Option(help="Corpus folder to write.")] = Path("build/mined"),
     keyword: Annotated[
         list[str] | None,
-        typer.Option("--keyword", "-w", help="What a bundle listens for; repeatable."),
+        typer.Option("--keyword", "-w", help="What a model that writes text listens for."),
     ] = None,
     least: LeastOption = 0.1,
     per_hour: PerHourOption = None,
@@ -112,7 +113,7 @@ def improve(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="The corpus the model was trained on; its recipe's own if unset."),
+        typer.Option(help="The corpus the model was trained on; as it says itself if unset."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything made.")] = Path("build/improve"),
     keyword: Annotated[
@@ -178,6 +179,12 @@ def improve(
 
     if settings and recipe is None:
         raise SpecError("--set changes the recipe that --recipe names; give both, or neither")
+    is_bundle = (model / MANIFEST_NAME).is_file()
+    if is_bundle:
+        from edge_imputer.export.bundle import REQUIRED_MODULES
+
+        for module in REQUIRED_MODULES:  # before hours of training, not after
+            require(module, extra="export")
     given: Recipe | None = None
     if recipe is not None:
         from edge_imputer.train.recipe import read_recipe
@@ -200,6 +207,9 @@ def improve(
         share=share,
         progress=sys.stderr.isatty(),
     )
+    if is_bundle and _only_to_export(model, given, out):
+        print(_export(model, out / IMPROVED, options.data, out / NEW_BUNDLE))
+        return
     try:
         report = improve_model(options)
     except TrainingStopped as stopped:
@@ -207,11 +217,10 @@ def improve(
         raise typer.Exit(stopped.exit_code) from None
     print_improved(report)
     say(f"Figures: {out / REPORT}")
-    if (model / MANIFEST_NAME).is_file():
-        _export(model, out / IMPROVED, options.data, out / "bundle")
-        print(out / "bundle")
-        return
-    print(out / IMPROVED)
+    if is_bundle:
+        print(_export(model, out / IMPROVED, options.data, out / NEW_BUNDLE))
+    else:
+        print(out / IMPROVED)
 
 
 def _rules(least: float, per_hour: float | None, most: int, window_s: float, label: str) -> Rules:
@@ -222,13 +231,26 @@ def _rules(least: float, per_hour: float | None, most: int, window_s: float, lab
     return rules
 
 
-def _export(old: Path, checkpoint: Path, data: Path, out: Path) -> None:
+def _only_to_export(bundle: Path, recipe: Recipe | None, out: Path) -> bool:
+    """Whether the same command was interrupted when everything but the new bundle was there."""
+    from edge_imputer.train.improving.improve import IMPROVED, REPORT, original_file
+
+    done = (out / REPORT).is_file() and (out / IMPROVED).is_file()
+    same = original_file(Bundle.load(bundle), recipe, out).is_file()
+    return done and same and not (out / NEW_BUNDLE).exists()
+
+
+def _export(old: Path, checkpoint: Path, data: Path, out: Path) -> Path:
     """The improved model in the old bundle's form; what was measured of the old one is not kept."""
     manifest = Bundle.load(old).manifest
     corpus = load_corpus(None if data == corpus_folder(None) else data)
     export_checkpoint(checkpoint, corpus, out, name=manifest.name, licence=manifest.licence)
-    if manifest.operating_point is not None:
-        say("its operating point was the old model's: choose one anew with edge-imputer evaluate")
+    if manifest.operating_point is not None or manifest.keyword_threshold is not None:
+        say(
+            "note: the new bundle has no thresholds, since those of the old model mean something "
+            "else now; choose them with edge-imputer evaluate --write"
+        )
+    return out
 
 
 def _corpus_of(model: Path, data: Path | None) -> Path:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from edge_imputer.backends import Backend, load_backend
 from edge_imputer.bundle import Bundle
 from edge_imputer.errors import SpecError
+from edge_imputer.keywords import check_keywords
 from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.specs import ModelSpec
 from edge_imputer.spotter import keyword_detector
@@ -73,6 +74,7 @@ class TextKeywordSystem:
         hear: Callable[[Float32], Iterable[Float32]],
         keywords: Sequence[str],
     ) -> None:
+        check_keywords(keywords)
         self.keywords = tuple(keywords)
         self.latency_s = 0.0  # the end of a recording completes what is pending
         self.frame_s = spec.frame_s
@@ -151,10 +153,9 @@ def open_keyword_model(
     SpecError, TokenError
         No keywords are known, or others than the model can have.
     """
-    model = _of_checkpoint(path, keywords, n_steps)
-    if model is None:
-        model = _of_bundle(Bundle.load(path), keywords, backend, n_steps)
-    return model
+    if path.is_file():
+        return _of_checkpoint(path, keywords, n_steps)
+    return _of_bundle(Bundle.load(path), keywords, backend, n_steps)
 
 
 def _of_bundle(
@@ -174,12 +175,7 @@ def _of_bundle(
     return KeywordModel(system, bundle.manifest.name, f"{bundle_identity(bundle)} {how}", own)
 
 
-def _of_checkpoint(
-    path: Path, keywords: Sequence[str] | None, n_steps: int | None
-) -> KeywordModel | None:
-    """The model of a checkpoint; None where the path is no file."""
-    if not path.is_file():
-        return None
+def _of_checkpoint(path: Path, keywords: Sequence[str] | None, n_steps: int | None) -> KeywordModel:
     loaded = load_checkpoint(path)
     system: KeywordSystem
     if isinstance(loaded.task, KeywordTask):

@@ -15,6 +15,7 @@ from edge_imputer.errors import SpecError
 from ..data import ClipRecord, Manifest, write_manifest
 from ..data.combine import merge
 from ..data.records import HARD_LABEL, NEAR_MISS_LABEL, UNKNOWN_LABEL
+from ..evaluation.events import said_in
 from ..recipe import DrawnBatches, Recipe
 from ..tasks import ImputerTaskSpec, KeywordTaskSpec, TaskSpec
 
@@ -23,6 +24,8 @@ RATE = 0.1  # of the first training's learning rate
 UPDATES_SHARE = 0.1  # of the first training's updates
 LEAST_UPDATES = 50
 WARMUP = 0.05
+LEAST_SAID = 0.1  # of the rows: as if so many said the keyword at least
+MOST_REPEATS = 100  # of one recording, however few were saved
 
 
 def continuing_recipe(
@@ -144,7 +147,9 @@ def write_corpus(
     A recipe's shares are by label, and a missed keyword has the label that thousands of others
     have. So its rows are repeated until they are `share` of their label's, as those of false fires
     are until they are half of the hard negatives; or `share` of all rows, where labels have no
-    shares. A task that writes text knows no labels but that of hard negatives.
+    shares. A task that writes text knows no label but that of hard negatives: there a missed
+    keyword becomes `share` of the rows that say it, or of `LEAST_SAID` of all rows, if these are
+    more. No row is there more than `MOST_REPEATS` times.
 
     Parameters
     ----------
@@ -167,12 +172,15 @@ def write_corpus(
         parts.append(mined)
     if saved is not None:
         labels = [record.label or "" if record.split == "train" else "" for record in saved]
-        present = Counter(r.label or "" for r in original if r.split == "train")
-        for label, n in Counter(filter(None, labels)).items():
-            if label != HARD_LABEL and by_label:
-                repeats[label] = _repeats(n, present[label], share)
-            elif label != HARD_LABEL or not drawn:
-                repeats[label] = _repeats(n, present.total(), share)
+        new = Counter(filter(None, labels))
+        present = _present(original, [] if by_label else [w for w in new if w != HARD_LABEL])
+        n_all = sum(record.split == "train" for record in original)
+        for label, n in new.items():
+            if label != HARD_LABEL:
+                old = present[label] if by_label else max(present[label], LEAST_SAID * n_all)
+                repeats[label] = _repeats(n, old, share)
+            elif not drawn:
+                repeats[label] = _repeats(n, n_all, share)
             else:
                 n_mined = 0 if mined is None else len(mined)
                 repeats[label] = _repeats(n, n_mined + present[label], 0.5)
@@ -182,9 +190,19 @@ def write_corpus(
     return repeats
 
 
-def _repeats(new: int, old: int, share: float) -> int:
+def _present(original: Manifest, words: Sequence[str]) -> Counter[str]:
+    """Training rows by label, and by which of `words` their transcript says."""
+    found: Counter[str] = Counter()
+    for record in original:
+        if record.split == "train":
+            found[record.label or ""] += not words
+            found.update(words[index] for index in said_in(record.text, None, words))
+    return found
+
+
+def _repeats(new: int, old: float, share: float) -> int:
     """How often each of the new rows must be there to be that share beside the old ones."""
-    return max(1, round(share * old / ((1 - share) * new)))
+    return min(MOST_REPEATS, max(1, round(share * old / ((1 - share) * new))))
 
 
 def _beside(record: ClipRecord, folder: Path) -> ClipRecord:

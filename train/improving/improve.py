@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ..checkpoint import Checkpoint, load_checkpoint
 from ..data import ClipRecord, Manifest
 from ..evaluation.journal import Journal
 from ..recipe import Recipe
-from ..trainer import LAST, checkpoint_of, read_corpus, train
+from ..trainer import LAST, RECIPE_NAME, WEIGHTS_NAME, checkpoint_of, read_corpus, train
 from .comparing import Comparison, RateComparison
 from .continuing import RATE, SHARE, continuing_recipe, write_corpus, write_saved
 from .measuring import Measuring
@@ -29,7 +30,6 @@ from .mining import Rules, fires, mine
 from .saved_clips import KEEP_BACK, Collection, SavedClip, collect
 from .spotters import Spotter, open_spotter
 
-ORIGINAL = "original.ckpt"  # of a bundle
 IMPROVED = "improved.ckpt"
 REPORT = "improve.json"
 JOURNAL = "journal.jsonl"
@@ -164,11 +164,17 @@ def improve(options: Improvement) -> ImproveReport:
             "MANIFEST, got none"
         )
     own: dict[str, float] = {}
+    given = options.recipe
     if model.is_dir():
-        model, own = _of_bundle(model, options)
+        bundle = Bundle.load(model)
+        own = _thresholds(bundle, options.keywords)
+        model = _of_bundle(bundle, given, out)
+        if RECIPE_NAME not in bundle.manifest.files:
+            given = None  # it is the recipe of the first training, and no other is given
     loaded = load_checkpoint(model)
+    writes_text = isinstance(loaded.spec, ModelSpec)
     before = _open(model, loaded, own, options)
-    recipe = _recipe(options, loaded, before.keywords)
+    recipe = _recipe(options, given, loaded, before.keywords)
     saved = Collection()
     if options.false_fires or options.misses:
         saved = collect(
@@ -186,13 +192,17 @@ def improve(options: Improvement) -> ImproveReport:
             data=options.data,
             negatives=options.negatives,
             seed=recipe.run.seed,
-            writes_text=isinstance(loaded.spec, ModelSpec),
+            writes_text=writes_text,
             progress=options.progress,
         )
         outcomes = tests.hear(before, journal, "Before")
         new = out / IMPROVED
         write_atomically(new, _continue(options, recipe, loaded, model, saved, n_mined))
-        after = open_spotter(new, thresholds=before.thresholds)
+        after = open_spotter(
+            new,
+            keywords=before.keywords if writes_text else None,
+            thresholds=before.thresholds,
+        )
         comparisons, rates = tests.compare(outcomes, tests.hear(after, journal, "After"))
     kinds = {"false fires": False, "misses": True}
     report = ImproveReport(
@@ -234,24 +244,36 @@ def _check_out(model: Path, out: Path) -> None:
         )
 
 
-def _of_bundle(path: Path, options: Improvement) -> tuple[Path, dict[str, float]]:
-    """The bundle's float model as a checkpoint of its own, and the thresholds it carries.
+def original_file(bundle: Bundle, recipe: Recipe | None, out: Path) -> Path:
+    """Where a bundle's float model is kept as a checkpoint; of each content another name."""
+    files = bundle.manifest.files
+    content = [files[name].sha256 for name in (WEIGHTS_NAME, RECIPE_NAME) if name in files]
+    digest = hashlib.sha256(msgspec.json.encode([content, recipe])).hexdigest()
+    return out / f"original-{digest[:12]}.ckpt"
 
-    So both models are compared in the same arithmetic.
-    """
-    bundle = Bundle.load(path)
-    options.out.mkdir(parents=True, exist_ok=True)
-    original = options.out / ORIGINAL
+
+def _of_bundle(bundle: Bundle, recipe: Recipe | None, out: Path) -> Path:
+    """The bundle's float model as a checkpoint: so both are compared in the same arithmetic."""
+    original = original_file(bundle, recipe, out)
     if not original.exists():
+        out.mkdir(parents=True, exist_ok=True)
         file = io.BytesIO()
-        torch.save(checkpoint_of(bundle, options.recipe), file)
+        torch.save(checkpoint_of(bundle, recipe), file)
         write_atomically(original, file.getvalue())
+        try:
+            load_checkpoint(original)
+        except CheckpointError:
+            original.unlink()
+            raise
+    return original
+
+
+def _thresholds(bundle: Bundle, keywords: Sequence[str]) -> dict[str, float]:
+    """What a bundle says of these keywords, and of those that it has an operating point for."""
     manifest = bundle.manifest
-    if manifest.operating_point is not None:
-        return original, dict(manifest.operating_point.thresholds)
-    if manifest.keyword_threshold is not None:
-        return original, dict.fromkeys(options.keywords, manifest.keyword_threshold)
-    return original, {}
+    any_word = manifest.keyword_threshold
+    own = {} if any_word is None else dict.fromkeys(keywords, any_word)
+    return own if manifest.operating_point is None else own | manifest.operating_point.thresholds
 
 
 def _open(
@@ -269,9 +291,11 @@ def _open(
     return open_spotter(model, keywords=wanted, thresholds=own, threshold=options.threshold)
 
 
-def _recipe(options: Improvement, loaded: Checkpoint, keywords: Sequence[str]) -> Recipe:
-    """What to continue by; its network must be the model's."""
-    if options.recipe is None:
+def _recipe(
+    options: Improvement, given: Recipe | None, loaded: Checkpoint, keywords: Sequence[str]
+) -> Recipe:
+    """What to continue by; the network of one that is given must be the model's."""
+    if given is None:
         return continuing_recipe(
             loaded.recipe,
             keywords,
@@ -279,13 +303,14 @@ def _recipe(options: Improvement, loaded: Checkpoint, keywords: Sequence[str]) -
             rate=options.rate,
             share=options.share,
         )
-    given = options.recipe
+    if (options.rate, options.share) != (RATE, SHARE):
+        raise SpecError("a recipe is taken as it is: give it, or a rate and a share, but not both")
     if type(given.task) is not type(loaded.recipe.task):
         raise SpecError(
             f"expected a recipe for the model's own task, {type(loaded.recipe.task).__name__}, got "
             f"{type(given.task).__name__}"
         )
-    if isinstance(loaded.spec, ModelSpec) and not getattr(given.task, "keywords", ()):
+    if isinstance(loaded.spec, ModelSpec):
         task = msgspec.structs.replace(given.task, keywords=tuple(keywords))
         given = msgspec.structs.replace(given, task=task)
     for name in ("features", "encoder"):

@@ -39,5 +39,6 @@ class CtcTask(SpeechTask):
         encoder_out, frames, branches = self.encode(batch)
         logits = self.head.output(self.drop(encoder_out, batch, ENCODER_DROPOUT))
         loss = self.encoder_loss(logits, branches, frames, batch, progress)
-        loss = self.restrained(loss, logits, frames, batch)
-        return {"loss": loss + self.logit_penalty(logits, frames), "ctc": loss.detach()}
+        loss, restraint = self.restrain(loss, logits, frames, batch)
+        total = loss + restraint + self.logit_penalty(logits, frames)
+        return {"loss": total, "ctc": loss.detach(), **self.reported(restraint)}

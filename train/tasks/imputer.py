@@ -53,22 +53,24 @@ class ImputerTask(SpeechTask):
         encoder_out, frames, branches = self.encode(batch)
         logits = self.ctc(self.drop(encoder_out, batch, ENCODER_DROPOUT))
         encoder_loss = self.encoder_loss(logits, branches, frames, batch, progress)
-        encoder_loss = self.restrained(encoder_loss, logits, frames, batch)
+        encoder_loss, restraint = self.restrain(encoder_loss, logits, frames, batch)
         head_in = encoder_out.detach() if self.settings.stop_gradient else encoder_out
-        head_loss = self._head_loss(
+        head_loss, head_restraint = self._head_loss(
             self.drop(head_in, batch, HEAD_DROPOUT), logits.detach(), frames, batch, progress
         )
+        losses = encoder_loss + restraint, head_loss + head_restraint
         if self.settings.stop_gradient:
-            loss = encoder_loss + head_loss
+            loss = losses[0] + losses[1]
         else:
             weight = self.settings.ctc_weight
-            loss = weight * encoder_loss + (1 - weight) * head_loss
-        return {"loss": loss, "ctc": encoder_loss.detach(), "imputer": head_loss.detach()}
+            loss = weight * losses[0] + (1 - weight) * losses[1]
+        found = {"loss": loss, "ctc": encoder_loss.detach(), "imputer": head_loss.detach()}
+        return {**found, **self.reported(restraint + head_restraint)}
 
     def _head_loss(
         self, head_in: Tensor, ctc_logits: Tensor, frames: Tensor, batch: Batch, progress: float
-    ) -> Tensor:
-        """The head's loss given partial alignments, and the penalty on large logits, (B,)."""
+    ) -> tuple[Tensor, Tensor]:
+        """The head's loss given partial alignments, with the penalty on large logits; restraint."""
         settings = self.settings
         all_masked = progress < settings.all_masked
         alignment = None
@@ -106,8 +108,8 @@ class ImputerTask(SpeechTask):
                 zero_infinity=True,
                 validate=False,
             )
-        losses = self.restrained(per_token(losses, batch), logits, frames, batch)
-        return losses + self.logit_penalty(logits, frames)
+        losses, restraint = self.restrain(per_token(losses, batch), logits, frames, batch)
+        return losses + self.logit_penalty(logits, frames), restraint
 
     def _align(self, logits: Tensor, frames: Tensor, batch: Batch) -> Alignment:
         """The encoder's alignments of the targets, one an utterance."""

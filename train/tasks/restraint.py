@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_imputer.keywords import KeywordScorer
+from edge_imputer.keywords import KeywordScorer, check_keywords
 from edge_imputer.specs import BLANK_ID, ModelSpec
 from edge_imputer.spotter import keyword_detector
 from edge_imputer.tokens import Tokenizer
 
 from ..objective import ctc_loss
 
-LEAST = 1e-6  # added to -log p: a keyword that is certain would have an infinite loss
+LEAST = 1e-5  # added to -log p, which float32 may take below 0 where the keyword is certain
 
 
 class Restraint:
@@ -39,6 +39,7 @@ class Restraint:
     """
 
     def __init__(self, spec: ModelSpec, keywords: tuple[str, ...]) -> None:
+        check_keywords(keywords)
         tokenizer = Tokenizer(spec.tokens)
         self._ids = [tokenizer.encode(keyword) for keyword in keywords]
         self._scorer: KeywordScorer = keyword_detector(spec, dict.fromkeys(keywords, 1.0)).scorer

@@ -49,7 +49,7 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         Times the mean squared logit: int8 steps stay fine.
     keywords : tuple of str
         What clips labelled ``_hard_`` must not be taken for. They need no transcript, see
-        `restraint_loss`; with no keyword here they are left out.
+        `edge_imputer.train.tasks.restraint`; with no keyword here they are left out.
     restraint : float
         Weight of that loss.
     """

@@ -94,13 +94,20 @@ class SpeechTask(Task):
             return torch.zeros_like(batch.labels, dtype=torch.bool)
         return batch.labels == UNKNOWN_CLASS
 
-    def restrained(self, losses: Tensor, logits: Tensor, frames: Tensor, batch: Batch) -> Tensor:
-        """The losses, (B,), but of hard negatives what keeps keywords out of them."""
+    def restrain(
+        self, losses: Tensor, logits: Tensor, frames: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """The losses, (B,), without those of hard negatives; what keeps keywords out of these."""
         hard = self.untranscribed(batch)
+        nothing = torch.zeros_like(losses)
         if self._restraint is None or not hard.any():
-            return losses
+            return losses, nothing
         restraint = self.settings.restraint * self._restraint.losses(logits[hard], frames[hard])
-        return losses.masked_scatter(hard, restraint.to(losses.dtype))
+        return losses.masked_fill(hard, 0.0), nothing.masked_scatter(hard, restraint.to(nothing))
+
+    def reported(self, restraint: Tensor) -> dict[str, Tensor]:
+        """The restraint as a loss of its own, where keywords are to be kept out of anything."""
+        return {"restraint": restraint.detach()} if self._restraint is not None else {}
 
     def logit_penalty(self, logits: Tensor, frames: Tensor) -> Tensor:
         """The weighted mean squared logit of every utterance, (B,)."""

@@ -5,7 +5,14 @@ On Lightning's Fabric, which brings processes, devices and number formats. The l
 fault has a stated end.
 """
 
-from .initial import Initial, checkpoint_of, read_initial, write_training
+from .initial import (
+    RECIPE_NAME,
+    WEIGHTS_NAME,
+    Initial,
+    checkpoint_of,
+    read_initial,
+    write_training,
+)
 from .run import train
 from .sources import Material, of_clips, of_manifest, read_corpus
 from .store import AVERAGED, BEST, LAST, PREVIOUS
@@ -18,6 +25,8 @@ __all__ = [
     "CHECKPOINT_NAME",
     "LAST",
     "PREVIOUS",
+    "RECIPE_NAME",
+    "WEIGHTS_NAME",
     "Initial",
     "Material",
     "checkpoint_of",

@@ -13,7 +13,7 @@ import numpy as np
 from lightning.fabric import Fabric
 
 from edge_imputer.errors import DataError, SpecError
-from edge_imputer.specs import FeatureSpec, KeywordModelSpec, ModelSpec
+from edge_imputer.specs import ConformerSpec, FeatureSpec, KeywordModelSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
 
 from ..checkpoint import AnyModelSpec
@@ -84,6 +84,8 @@ def make_feed(
         train = labelled(train)
         valid = valid and _any_labelled(valid)
     spec = _spec(train, recipe, initial)
+    if isinstance(spec.encoder, ConformerSpec) and not spec.encoder.attention.streams:
+        log.warning("the model cannot stream: it is for whole recordings, and is not exported")
     featurizer = Featurizer(spec)
     if speech:
         fastest = max(recipe.augment.speeds)
@@ -202,6 +204,9 @@ def make_plan(
             f"batches.shares: expected {HARD_LABEL} alone with a task that writes down speech, got "
             f"{', '.join(others)}; labels are drawn by shares in a keyword task"
         )
+    hard, hard_share = hard_rows(train), batches.shares.get(HARD_LABEL)
+    if hard_share and not hard.any():
+        log.warning("no clip is labelled %s, or task.keywords names none; no share", HARD_LABEL)
     _, speakers = train.column("speaker")
     return DrawnPlan(
         train.durations,
@@ -211,8 +216,8 @@ def make_plan(
         seed=run.seed,
         n_isolated=round(getattr(recipe.task, "flat_start", 0.0) * run.updates),
         n_ramp=n_ramp,
-        hard=hard_rows(train),
-        hard_share=batches.shares.get(HARD_LABEL),
+        hard=hard,
+        hard_share=hard_share,
     )
 
 

@@ -94,12 +94,24 @@ def _weights_of(bundle: Bundle) -> dict[str, Tensor]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe without what it names of one machine: folders of data, noises and rooms."""
+    replace = msgspec.structs.replace
+    section = replace(recipe.data, folder="", hold_out=None, cache=None, noises=None, rooms=None)
+    augment = recipe.augment
+    if recipe.data.noises is not None:
+        augment = replace(augment, noise_files=0.0)
+    if recipe.data.rooms is not None:
+        augment = replace(augment, room_files=0.0)
+    return replace(recipe, data=section, augment=augment)
+
+
 def write_training(checkpoint: Checkpoint, folder: Path) -> None:
     """Write weights and recipe into a bundle, so that its model can be trained on."""
     state = checkpoint.task.state_dict()
     arrays = {name: value.detach().cpu().numpy() for name, value in state.items()}
     np.savez(folder / WEIGHTS_NAME, **arrays)
-    written = msgspec.json.format(msgspec.json.encode(checkpoint.recipe), indent=2)
+    written = msgspec.json.format(msgspec.json.encode(portable(checkpoint.recipe)), indent=2)
     (folder / RECIPE_NAME).write_bytes(written + b"\n")
 
 

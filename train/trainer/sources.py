@@ -178,6 +178,7 @@ def usable_speech(
         None is left.
     """
     keep = np.zeros(len(material), bool)
+    n_transcribed = 0
     reasons: Counter[str] = Counter()
     rate = featurizer.spec.features.sample_rate
     for row, record in enumerate(material.records()):
@@ -199,8 +200,9 @@ def usable_speech(
                 log.warning("left out %s: %s", record.audio, error)
             continue
         keep[row] = True
+        n_transcribed += 1
     _say_left_out(reasons, len(keep), split)
-    if not keep.any():
+    if not n_transcribed:
         said = ", ".join(f"{n} with {reason}" for reason, n in reasons.items())
         raise DataError(
             f"expected at least one {split} clip with a transcript that it is long enough for, got "
