@@ -91,6 +91,12 @@ def test_an_evaluation_becomes_rows(tmp_path) -> None:
     assert second["data"] == "words test (synthetic), engine flite"
     assert second["condition"] == "5 dB"
     assert (second["frr"], second["fa_per_hour"]) == (0.25, None)
+    points = [
+        {"frr": {**rate, "value": frr}, "false_alarms": {**alarms, "per_hour": per_hour}}
+        for frr, per_hour in ((0.1, 300.0), (0.3, 58.0), (0.5, 19.0), (1.0, 0.0))
+    ]
+    (row,) = results.det_rows({"curves": [{"condition": CONDITION, "points": points}]})
+    assert (row["frr_20"], row["frr_60"], row["n"]) == (0.5, 0.3, 40)
     rows = [
         {"condition": where, "n_clips": 40, "wer": rate, "cer": rate}
         for where in (CONDITION, noisy)

@@ -45,6 +45,17 @@ SIZES: dict[str, tuple[str, ...]] = {
         "batches.size=6",
         "augment.babble=0",
     ),
+    **dict.fromkeys(
+        ("words-35", "words-35-hard"),
+        (
+            "task.keywords=['ab', 'abba']",
+            "encoder.channels=4",
+            "encoder.hidden=4",
+            "encoder.dense=8",
+            "batches.size=6",
+            "augment.noise_files=0",
+        ),
+    ),
     "ctc": (*SMALL_CONFORMER, "batches.size=4"),
     "ctc-selfconditioned": (*SMALL_CONFORMER, "batches.size=4"),
     "imputer-dp": (*SMALL_CONFORMER, "task.head.width=8", "batches.size=4"),

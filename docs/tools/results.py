@@ -34,6 +34,7 @@ TABLE = re.compile(
 )
 
 Row = dict[str, Any]
+RATES = (20, 60)  # false alarms an hour at which curves are compared
 
 
 def record(tables: dict[str, list[Row]], name: str, rows: list[Row], key: list[str]) -> None:
@@ -115,8 +116,28 @@ def miss_rows(evaluation: Row) -> list[Row]:
             "negatives": one["negatives"],
         }
         for one in evaluation["misses"]
+        if one["condition"]["group"] != "(none)"
         for alarms in (one["false_alarms"] or {},)
     ]
+
+
+def det_rows(evaluation: Row) -> list[Row]:
+    """Misses where the false alarms of the same data are at most `RATES` an hour.
+
+    The threshold is of the very data: this compares models, and is no operating point.
+    """
+    rows = []
+    for curve in evaluation["curves"]:
+        if curve["condition"]["by"]:
+            continue
+        row = {"data": _data(curve["condition"]), "condition": _condition(curve["condition"])}
+        for rate in RATES:
+            allowed = [p for p in curve["points"] if p["false_alarms"]["per_hour"] <= rate]
+            best = min(allowed, key=lambda point: point["frr"]["value"])["frr"]
+            row |= {f"frr_{rate}": best["value"], "n": best["n"]}
+            row |= {f"low_{rate}": best["low"], f"high_{rate}": best["high"]}
+        rows.append(row)
+    return rows
 
 
 def transcript_rows(evaluation: Row) -> list[Row]:
@@ -148,7 +169,7 @@ def _condition(condition: Row) -> str:
     return "clean" if snr is None else f"{snr:g} dB"
 
 
-REPORTS = {"misses": miss_rows, "transcripts": transcript_rows}
+REPORTS = {"misses": miss_rows, "det": det_rows, "transcripts": transcript_rows}
 
 
 def dump(tables: dict[str, list[Row]]) -> str:
