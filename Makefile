@@ -71,7 +71,7 @@ check: lint typecheck test  ## everything CI runs
 bench-latency: setup  ## CPU microseconds a step on every runtime (BENCH_ARGS=...)
 	$(BIN)/edge-imputer bench latency $(BENCH_ARGS)
 
-bench-frontend: setup  ## CPU microseconds of log-mel a second of audio (BENCH_ARGS=...)
+bench-frontend: setup  ## CPU microseconds of the front ends a second of audio (BENCH_ARGS=...)
 	$(BIN)/edge-imputer bench frontend $(BENCH_ARGS)
 
 bench-loss: setup  ## the training loss beside torch's, forward and backward (BENCH_ARGS=...)

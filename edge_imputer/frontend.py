@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import AudioFormatError, SpecError
-from .specs import FeatureSpec, MelSpec
+from .specs import FeatureSpec, FrameSpec, MelSpec
 
 Float32 = npt.NDArray[np.float32]
 
@@ -157,7 +157,7 @@ class StreamingFrames:
     Keeps at most `BLOCK` frames of samples, in one array that is never reallocated.
     """
 
-    def __init__(self, spec: MelSpec) -> None:
+    def __init__(self, spec: FrameSpec) -> None:
         self.spec = spec
         length = spec.frame_length + (BLOCK - 1) * spec.hop_length
         self._buffer = np.zeros(length, np.float32)
@@ -197,18 +197,18 @@ class StreamingFrames:
         self._filled = rest
 
 
-def frame_blocks(waveform: Float32, spec: MelSpec) -> Iterator[Float32]:
-    """The frames of a whole waveform (n,), at most `BLOCK` at once: read-only views."""
+def frame_blocks(waveform: Float32, spec: FrameSpec, block: int = BLOCK) -> Iterator[Float32]:
+    """The frames of a whole waveform (n,), at most `block` at once: read-only views."""
     _check_waveform(waveform)
     if any(spec.padding):
         waveform = np.pad(waveform, spec.padding)
     if not spec.whole_frames(waveform.size):
         return iter(())
     frames = _frames(waveform, spec)
-    return (frames[start : start + BLOCK] for start in range(0, len(frames), BLOCK))
+    return (frames[start : start + block] for start in range(0, len(frames), block))
 
 
-def stack(rows: Iterable[Float32], spec: MelSpec) -> Float32:
+def stack(rows: Iterable[Float32], spec: FrameSpec) -> Float32:
     """Blocks of features (t, n_mels), or none, as one array (T, n_mels)."""
     blocks = list(rows)
     if len(blocks) == 1:
@@ -216,7 +216,7 @@ def stack(rows: Iterable[Float32], spec: MelSpec) -> Float32:
     return np.concatenate([np.empty((0, spec.n_mels), np.float32), *blocks])
 
 
-def _frames(waveform: Float32, spec: MelSpec) -> Float32:
+def _frames(waveform: Float32, spec: FrameSpec) -> Float32:
     """The frames of a waveform as a read-only view, (n_frames, frame_length)."""
     windows = np.lib.stride_tricks.sliding_window_view(waveform, spec.frame_length)
     return windows[:: spec.hop_length]

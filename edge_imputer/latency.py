@@ -59,7 +59,7 @@ def measure(
     calls : calls timed together in a turn
     """
     rng = np.random.default_rng(0)
-    features = rng.standard_normal((spec.encoder.subsampling, spec.features.n_mels), np.float32)
+    features = rng.standard_normal((spec.step_features, spec.features.n_mels), np.float32)
     alignment = rng.integers(0, spec.tokens.mask_id + 1, spec.head.window).astype(np.int32)
     encoder_us: dict[str, list[float]] = {name: [] for name in backends}
     imputer_us: dict[str, list[float]] = {name: [] for name in backends}
@@ -91,5 +91,6 @@ def _warm(backend: Backend, features: Float32) -> Array:
     """A few calls before the clock runs; returns an encoder frame."""
     state = backend.initial_state()
     for _ in range(20):
-        frame, state = backend.encoder_step(features, state)
+        frames, state = backend.encoder_step(features, state)
+    frame: Array = frames[-1]
     return frame

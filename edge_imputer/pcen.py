@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .frontend import Float32, LogMel, MelEnergy, StreamingFrames, frame_blocks, stack
-from .specs import AnyFeatureSpec, FeatureSpec, PcenSpec
+from .frontend import Float32, MelEnergy, StreamingFrames, frame_blocks, stack
+from .specs import PcenSpec
 
 
 class Normaliser:
@@ -126,8 +126,3 @@ class StreamingPcen:
         last = self.push(np.zeros(self.spec.padding[1], np.float32))
         self.reset()
         return last
-
-
-def frontend_of(spec: AnyFeatureSpec) -> LogMel | Pcen:
-    """The front end of a specification: waveform (n,) -> features (spec.n_frames(n), n_mels)."""
-    return LogMel(spec) if isinstance(spec, FeatureSpec) else Pcen(spec)

@@ -2,7 +2,7 @@
 
 ::
 
-    PCM -> check_pcm -> StreamingLogMel -> backend.encoder_step, one encoder frame a time
+    PCM -> check_pcm -> StreamingLogMel -> backend.encoder_step, a frame or a block of them
         -> StreamingImputer, one chunk a time -> ImputedChunk
 """
 
@@ -146,7 +146,7 @@ class StreamingDecoder:
             schedule=self.schedule,
             keep_trace=keep_trace,
         )
-        self._features = np.empty((spec.encoder.subsampling, spec.features.n_mels), np.float32)
+        self._features = np.empty((spec.step_features, spec.features.n_mels), np.float32)
         self._chunk = np.empty((spec.head.chunk_size, context.shape[1]), context.dtype)
         self.reset()
 
@@ -156,7 +156,7 @@ class StreamingDecoder:
         self._log_mel.reset()
         self._imputer.reset()
         self._state = self.backend.initial_state()
-        self._n_features = 0  # feature frames waiting for a whole encoder frame
+        self._n_features = 0  # feature frames waiting for a whole step of the encoder
         self._n_frames = 0  # encoder frames waiting for a whole chunk
 
     def push(self, pcm: Array, *, sample_rate: int) -> list[ImputedChunk]:
@@ -216,11 +216,10 @@ class StreamingDecoder:
         return chunks
 
     def _encode(self, chunks: list[ImputedChunk]) -> None:
-        """One encoder frame, and a decoded chunk when that completes one."""
-        self._chunk[self._n_frames], self._state = self.backend.encoder_step(
-            self._features, self._state
-        )
-        self._n_frames += 1
+        """One step of the encoder, and a decoded chunk when that completes one."""
+        frames, self._state = self.backend.encoder_step(self._features, self._state)
+        self._chunk[self._n_frames : self._n_frames + len(frames)] = frames
+        self._n_frames += len(frames)
         if self._n_frames == len(self._chunk):
             self._n_frames = 0
             chunks.append(self._imputer.push_chunk(self._chunk))

@@ -3,7 +3,7 @@
 A real multiplier is held as ``multiplier * 2**(shift - 31)`` with an int32 multiplier in
 [2**30, 2**31) and a power of two (Jacob et al. 2018, arXiv:1712.05877, section 2.2).
 
-The accumulators of convolutions, fully connected layers and products are rounded *once*
+The accumulators of convolutions, fully connected layers, products and means are rounded *once*
 (`requantize`, what TFLite calls ``TFLITE_SINGLE_ROUNDING``): that is the rounding of the real
 number, which LiteRT's XNNPACK kernels and onnxruntime compute in floating point, so the three
 runtimes give the same integers but for ties. The older *double* rounding of gemmlowp (a rounding

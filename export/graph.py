@@ -15,23 +15,36 @@ kind               inputs                 attributes
 =================  =====================  =======================================================
 conv2d             x, weight, bias        stride (t, f), relu; x (1, T, F, Cin), valid padding,
                                           weight (Cout, KT, KF, Cin), output (1, T', F', Cout)
+depthwise_conv2d   x, weight, bias        stride, dilation (t, f), relu; x (1, T, F, C), weight
+                                          (1, KT, KF, C), output (1, T', F', C)
 fully_connected    x, weight, bias        relu; x (N, K), weight (M, K), output (N, M)
-add, sub, mul      x, y                   both of the same shape
+batch_matmul       x, y                   x (B, N, K) by y (B, K, M), or with transposed by y
+                                          (B, M, K); output (B, N, M)
+add, sub, mul,     x, y                   shapes that broadcast; one may be a constant
+minimum
 sigmoid, tanh,     x                      output scales of sigmoid and tanh are fixed:
 relu                                      (1/256, -128) and (1/128, 0)
+softmax            x                      over the last axis; output scale (1/256, -128)
+l2_norm            x                      divided by its length over the last axis; output scale
+                                          (1/128, 0); zeros stay zeros
+mean               x                      over the last axis, which stays with length 1
+max_pool           x                      size and stride (t, f); x (1, T, F, C), valid padding
 embedding          ids, table             ids int32 (N,), table (V, D), output (N, D)
 concat             x...                   axis
 slice              x                      begin, size
 pad                x                      paddings ((before, after), ...); pads with real zero
 reshape            x                      shape
+transpose          x                      perm
 =================  =====================  =======================================================
 
-concat, slice, pad, reshape and relu do not requantise: their inputs and outputs share one scale.
+concat, slice, pad, reshape, transpose, max_pool, minimum and relu do not requantise: their inputs
+and outputs share one scale.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -42,10 +55,16 @@ from edge_imputer.quantization import QuantParams
 Array = npt.NDArray[Any]
 
 KINDS = frozenset(
-    "conv2d fully_connected add sub mul sigmoid tanh relu embedding "
-    "concat slice pad reshape".split()
+    "conv2d depthwise_conv2d fully_connected batch_matmul add sub mul minimum sigmoid tanh relu "
+    "softmax l2_norm mean max_pool embedding concat slice pad reshape transpose".split()
 )
-SHARES_SCALE = frozenset({"concat", "slice", "pad", "reshape", "relu"})
+SHARES_SCALE = frozenset(
+    {"concat", "slice", "pad", "reshape", "transpose", "max_pool", "minimum", "relu"}
+)
+MOVES = frozenset({"concat", "slice", "pad", "reshape", "transpose", "embedding"})
+"""Operations that move bytes, whatever they stand for."""
+WEIGHT_AXIS = {"conv2d": 0, "depthwise_conv2d": 3, "fully_connected": 0}
+"""Operations with weight and bias, and the weight's axis of output channels."""
 
 
 @dataclass
@@ -81,7 +100,8 @@ class Graph:
 
     The last `n_states` inputs and the last `n_states` outputs are the streaming state: output k
     of one call is input k of the next. `structural_quant` holds int8 parameters that follow from
-    the network's structure and are not calibrated.
+    the network's structure and are not calibrated; the tensors of `saturating` take the scale of
+    those they share it with, and are cut to its range, such as a mask that leaves nothing.
     """
 
     name: str
@@ -91,6 +111,7 @@ class Graph:
     outputs: list[str] = field(default_factory=list)
     n_states: int = 0
     structural_quant: dict[str, QuantParams] = field(default_factory=dict)
+    saturating: set[str] = field(default_factory=set)
 
     @property
     def quantised(self) -> bool:
@@ -114,3 +135,20 @@ class Graph:
             inputs=[n for n in dict.fromkeys(op.inputs) if self.tensors[n].data is None],
             outputs=[op.output],
         )
+
+
+def macs(graph: Graph) -> int:
+    """Multiply-accumulates of one call, of convolutions and matrix products."""
+    return sum(
+        prod(graph.tensors[op.output].shape) * _depth(graph, op)
+        for op in graph.ops
+        if op.kind in WEIGHT_AXIS or op.kind == "batch_matmul"
+    )
+
+
+def _depth(graph: Graph, op: Op) -> int:
+    """Products that an element of the output is the sum of."""
+    if op.kind == "batch_matmul":
+        return graph.tensors[op.inputs[0]].shape[-1]
+    weight = graph.tensors[op.inputs[1]].shape
+    return prod(weight) // weight[WEIGHT_AXIS[op.kind]]

@@ -1,13 +1,19 @@
 """Writes a graph as ONNX: float32, or int8 with QuantizeLinear and DequantizeLinear (QDQ).
 
 The int8 file's inputs, outputs and activations are int8; every arithmetic node stands between
-DequantizeLinear and QuantizeLinear, which onnxruntime fuses into its integer kernels. Weights,
-biases and scales are initialisers named after the graph's tensors and hold the same bytes.
+DequantizeLinear and QuantizeLinear, which onnxruntime fuses into its integer kernels. Weights and
+biases are initialisers named after the graph's tensors and hold the same bytes.
+
+Files of small networks would be half names, so the others are short. The output of operation k is
+``tk``, where k is its line in `dump`; ``tkf`` is its real value, ``tky`` that before it is
+quantised, ``tkn`` its int8 value with channels first. Scales are ``s0``, ``s1``..., zero points
+``z-128``, shapes ``i1x8x56``; what has the same value is one initialiser.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +36,30 @@ ELEMENT_TYPES = {
 }
 
 
-def write_onnx(graph: Graph, path: str | Path) -> None:
+def write_onnx(graph: Graph, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a graph as an ONNX file, checked by `onnx.checker`.
+
+    Parameters
+    ----------
+    graph : Graph
+    path : path
+    metadata : mapping from key to text, optional
+        Kept in the file as its ``metadata_props``.
 
     Raises
     ------
     ExportError
         If the graph holds an unknown operation, or the result is not valid ONNX.
     """
-    Path(path).write_bytes(onnx_model(graph).SerializeToString(deterministic=True))
+    Path(path).write_bytes(onnx_model(graph, metadata).SerializeToString(deterministic=True))
 
 
-def onnx_model(graph: Graph) -> onnx.ModelProto:
+def onnx_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """The ONNX model of a graph, see `write_onnx`."""
     writer = _QdqWriter(graph) if graph.quantised else _Writer(graph)
     model = writer.model()
+    if metadata:
+        helper.set_model_props(model, dict(sorted(metadata.items())))
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -52,13 +67,39 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     return model
 
 
+def value_names(graph: Graph) -> dict[str, str]:
+    """What the file calls every tensor of a graph: inputs, outputs and constants as the graph does,
+    the output of operation k ``tk``."""
+    kept = _kept_names(graph)
+    numbered = {op.output: f"{_prefix(kept)}t{k}" for k, op in enumerate(graph.ops)}
+    return numbered | {name: name for name in kept}
+
+
+def _kept_names(graph: Graph) -> list[str]:
+    constants = (name for name, tensor in graph.tensors.items() if tensor.data is not None)
+    return [*graph.inputs, *graph.outputs, *constants]
+
+
+def _prefix(kept: list[str]) -> str:
+    """What short names begin with, so that they are none of the graph's."""
+    prefix = ""
+    while any(re.match(prefix + "[tsiz][-0-9]", name) for name in kept):
+        prefix += "_"
+    return prefix
+
+
 class _Writer:
     """Appends ONNX nodes and initialisers; the float form of every operation."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.names = value_names(graph)
+        self.prefix = _prefix(_kept_names(graph))
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+        self.same: dict[tuple[object, ...], str] = {}  # by shape, type and bytes
+        self.made: dict[tuple[object, ...], str] = {}
+        self.n_scales = 0
         for op in graph.ops:
             if op.kind not in _EMIT:
                 raise ExportError(f"expected an operation among {sorted(_EMIT)}, got {op.kind!r}")
@@ -85,99 +126,131 @@ class _Writer:
         return helper.make_tensor_value_info(name, ELEMENT_TYPES[tensor.dtype], tensor.shape)
 
     def node(self, op_type: str, inputs: list[str], output: str, **attrs: Any) -> str:
-        """Append a node; its name is that of its output."""
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attrs))
+        """Append a node."""
+        self.nodes.append(helper.make_node(op_type, inputs, [output], **attrs))
         return output
 
     def initializer(self, name: str, data: Array) -> str:
-        """A constant; one that is there already is taken again."""
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.asarray(data, order="C"), name)
-        return name
+        """A constant; one with the same elements is taken again, whatever its name."""
+        array = np.asarray(data, order="C")
+        key = (array.shape, array.dtype, array.tobytes())
+        if key not in self.same:
+            self.same[key] = name
+            self.initializers[name] = numpy_helper.from_array(array, name)
+        return self.same[key]
 
-    def ints(self, name: str, values: Any) -> str:
+    def ints(self, values: Any) -> str:
         """An int64 constant such as a shape."""
-        return self.initializer(name, np.array(values, np.int64))
+        data = np.array(values, np.int64)
+        return self.initializer(f"{self.prefix}i" + "x".join(map(str, data)), data)
 
-    def read(self, name: str, user: Op, stored: str | None = None) -> str:
-        """Real values of an activation, or of its copy `stored` in another layout."""
-        return stored or name
+    def output(self, op: Op) -> str:
+        """What the output of `op` is called."""
+        return self.names[op.output]
 
-    def write(self, real: str, op: Op, stored: str | None = None) -> None:
+    def part(self, of: Op | str, letter: str) -> str:
+        """What a value is called on the way to an operation's output, or from a stored tensor."""
+        whole = self.output(of) if isinstance(of, Op) else of
+        short = re.match(f"{self.prefix}t[0-9]", whole)
+        return whole + letter if short else f"{whole}/{letter}"
+
+    def read(self, name: str, stored: str = "") -> str:
+        """Real values of a tensor, or of its copy `stored` in another layout."""
+        return stored or self.operand(name)
+
+    def operand(self, name: str) -> str:
+        """A tensor as it is stored; a constant becomes an initialiser."""
+        data = self.graph.tensors[name].data
+        return self.names[name] if data is None else self.initializer(name, data)
+
+    def write(self, real: str, op: Op, stored: str = "") -> None:
         """Store the last node's values as the output of `op`, or as `stored`."""
-        self.nodes[-1].output[0] = self.nodes[-1].name = stored or op.output
+        self.nodes[-1].output[0] = stored or self.output(op)
 
     def weight(self, op: Op, perm: tuple[int, ...] | None = None) -> list[str]:
         """Real values of weight and bias, the weight's axes permuted where asked."""
-        weight, bias = op.inputs[1:]
-        for name in (weight, bias):
-            self.initializer(name, _data(self.graph, name))
-        return [self.permute(weight, perm), bias]
+        return [self._stored_weight(op, perm), self.operand(op.inputs[2])]
 
-    def permute(self, name: str, perm: tuple[int, ...] | None) -> str:
-        """Permute axes of a constant: a node that runtimes fold when they load the file."""
-        shape = self.graph.tensors[name].shape
+    def _stored_weight(self, op: Op, perm: tuple[int, ...] | None) -> str:
+        """The weight, its axes permuted by a node that runtimes fold when they load the file."""
+        weight, shape = self.operand(op.inputs[1]), self.graph.tensors[op.inputs[1]].shape
         if perm is None:
-            return name
-        if _same_order(shape, perm):
-            new_shape = [shape[k] for k in perm]
-            shape_name = self.ints(f"{name}/onnx_shape", new_shape)
-            return self.node("Reshape", [name, shape_name], f"{name}/onnx")
-        return self.node("Transpose", [name], f"{name}/onnx", perm=perm)
+            return weight
+        stored = self.part(op, "w")
+        return self.once((weight, *perm), lambda: _transpose(self, weight, shape, perm, stored))
+
+    def once(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
+        """What several nodes read: made for the first of them."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def clips(self, op: Op) -> bool:
+        """Whether what stores the output of `op` cuts off what is below zero."""
+        return False
 
     def zero(self, op: Op) -> str:
         """The value that pads."""
-        return self.initializer("zero", np.zeros((), np.float32))
+        return self.initializer(f"{self.prefix}z0", np.zeros((), np.float32))
 
 
 class _QdqWriter(_Writer):
     """The int8 form: the same nodes between DequantizeLinear and QuantizeLinear."""
 
-    def read(self, name: str, user: Op, stored: str | None = None) -> str:
-        """Dequantise; anew for every user, as the fusion patterns of runtimes want it."""
-        real = f"{user.output}/{name}/real"
-        if any(node.name == real for node in self.nodes):  # both inputs of one operation
-            return real
-        return self.node("DequantizeLinear", [stored or name, *self._params(name)], real)
+    def read(self, name: str, stored: str = "") -> str:
+        """Dequantise, once for all who read it."""
+        value = stored or self.operand(name)
+        return self._real(value, self._params(name), self.part(stored or self.names[name], "f"))
 
-    def write(self, real: str, op: Op, stored: str | None = None) -> None:
+    def write(self, real: str, op: Op, stored: str = "") -> None:
         """Quantise."""
-        self.node("QuantizeLinear", [real, *self._params(op.output)], stored or op.output)
+        self.node("QuantizeLinear", [real, *self._params(op.output)], stored or self.output(op))
 
     def weight(self, op: Op, perm: tuple[int, ...] | None = None) -> list[str]:
         """Dequantised weight and bias; the int8 and int32 arrays are those of the graph."""
-        weight, bias = op.inputs[1:]
-        scales = self.graph.tensors[weight].weight_scales
+        scales = self.graph.tensors[op.inputs[1]].weight_scales
         if scales is None:
-            raise ExportError(f"{self.graph.name}: expected {weight} to have scales, got none")
-        reals = []
-        for name, scale in ((weight, scales), (bias, bias_scales(self.graph, op))):
-            self.initializer(name, _data(self.graph, name))
-            inputs = [name, self.initializer(f"{name}/scale", scale)]
-            if name == weight:
-                inputs[0] = self.permute(name, perm)
-                zeros = np.zeros(len(scale), np.int8)
-                inputs.append(self.initializer(f"{name}/zero_point", zeros))
-            reals.append(self.node("DequantizeLinear", inputs, f"{name}/real", axis=0))
-        return reals
+            raise ExportError(
+                f"{self.graph.name}: expected {op.inputs[1]} to have scales, got none"
+            )
+        weight, bias = super().weight(op, perm)
+        n = len(scales)
+        zeros = self.initializer(f"{self.prefix}z0x{n}", np.zeros(n, np.int8))
+        bias_scale = self.initializer(self.part(op, "bs"), bias_scales(self.graph, op))
+        weight_params = [self.initializer(self.part(op, "ws"), scales), zeros]
+        return [
+            self._real(weight, weight_params, self.part(op, "wf"), axis=0),
+            self._real(bias, [bias_scale], self.part(op, "bf"), axis=0),
+        ]
+
+    def clips(self, op: Op) -> bool:
+        """Where the lowest int8 stands for zero, quantising is ReLU."""
+        return clips_below_zero(self.graph, op)
 
     def zero(self, op: Op) -> str:
-        value = quant_of(self.graph, op.output).zero_point
-        return self.initializer(f"zero/{value}", np.array(value, np.int8))
+        """The value that pads."""
+        return self._zero_point(quant_of(self.graph, op.output).zero_point)
+
+    def _real(self, stored: str, params: list[str], name: str, **attrs: int) -> str:
+        def dequantise() -> str:
+            return self.node("DequantizeLinear", [stored, *params], name, **attrs)
+
+        return self.once((stored, *params), dequantise)
 
     def _params(self, name: str) -> list[str]:
         quant = quant_of(self.graph, name)
-        return [
-            self.initializer(f"{name}/scale", np.array(quant.scale, np.float32)),
-            self.initializer(f"{name}/zero_point", np.array(quant.zero_point, np.int8)),
-        ]
+        number = f"{self.prefix}s{self.n_scales}"
+        scale = self.initializer(number, np.array(quant.scale, np.float32))
+        self.n_scales += scale == number
+        return [scale, self._zero_point(quant.zero_point)]
+
+    def _zero_point(self, value: int) -> str:
+        return self.initializer(f"{self.prefix}z{value}", np.array(value, np.int8))
 
 
-def _data(graph: Graph, name: str) -> Array:
-    data = graph.tensors[name].data
-    if data is None:
-        raise ExportError(f"{graph.name}: expected {name} to be a constant")
-    return data
+def clips_below_zero(graph: Graph, op: Op) -> bool:
+    """Whether quantising cuts off what is below zero, so that a ReLU has nothing left to do."""
+    return graph.quantised and quant_of(graph, op.output).zero_point == -128
 
 
 def _same_order(shape: tuple[int, ...], perm: tuple[int, ...]) -> bool:
@@ -187,39 +260,80 @@ def _same_order(shape: tuple[int, ...], perm: tuple[int, ...]) -> bool:
 
 
 def _conv2d(w: _Writer, op: Op) -> None:
+    _convolution(w, op, TO_NCHW)
+
+
+def _depthwise_conv2d(w: _Writer, op: Op) -> None:
+    attrs = {"group": w.graph.tensors[op.output].shape[3]}
+    if op.attrs["dilation"] != (1, 1):
+        attrs["dilations"] = op.attrs["dilation"]
+    _convolution(w, op, (3, 0, 1, 2), **attrs)
+
+
+def _convolution(w: _Writer, op: Op, perm: tuple[int, ...], **attrs: Any) -> None:
     """Layouts are changed outside of the QDQ pair, on bytes, so that the pattern stays whole."""
-    x, out = op.inputs[0], w.graph.tensors[op.output].shape
-    nchw, y_nchw = f"{op.output}/x_nchw", f"{op.output}/nchw"
-    _transpose(w, x, w.graph.tensors[x].shape, TO_NCHW, nchw)
-    inputs = [w.read(x, op, stored=nchw), *w.weight(op, perm=TO_NCHW)]
-    kernel = w.graph.tensors[op.inputs[1]].shape[1:3]
-    strides = op.attrs["stride"]
-    y = w.node("Conv", inputs, f"{op.output}/conv", strides=strides, kernel_shape=kernel)
-    w.write(_relu_of(w, op, y), op, stored=y_nchw)
-    _transpose(w, y_nchw, tuple(out[k] for k in TO_NCHW), TO_NHWC, op.output)
+    inputs = [_to_nchw(w, op), *w.weight(op, perm=perm)]
+    if op.attrs["stride"] != (1, 1):
+        attrs["strides"] = op.attrs["stride"]
+    _from_nchw(w, op, _relu_of(w, op, w.node("Conv", inputs, w.part(op, "y"), **attrs)))
 
 
-def _transpose(w: _Writer, x: str, shape: tuple[int, ...], perm: tuple[int, ...], y: str) -> None:
+def _max_pool(w: _Writer, op: Op) -> None:
+    attrs = {"strides": op.attrs["stride"], "kernel_shape": op.attrs["size"]}
+    _from_nchw(w, op, w.node("MaxPool", [_to_nchw(w, op)], w.part(op, "y"), **attrs))
+
+
+def _to_nchw(w: _Writer, op: Op) -> str:
+    """Real values of the first input, channels first."""
+    x = op.inputs[0]
+    stored = w.part(op, "x")
+    _transpose(w, w.operand(x), w.graph.tensors[x].shape, TO_NCHW, stored)
+    return w.read(x, stored)
+
+
+def _from_nchw(w: _Writer, op: Op, y: str) -> None:
+    stored, shape = w.part(op, "n"), w.graph.tensors[op.output].shape
+    w.write(y, op, stored)
+    _transpose(w, stored, tuple(shape[k] for k in TO_NCHW), TO_NHWC, w.output(op))
+
+
+def _transpose(w: _Writer, x: str, shape: tuple[int, ...], perm: tuple[int, ...], y: str) -> str:
     """Change the layout; where no byte moves, by a Reshape, which costs nothing."""
     if _same_order(shape, perm):
-        w.node("Reshape", [x, w.ints(f"{y}/shape", [shape[k] for k in perm])], y)
-    else:
-        w.node("Transpose", [x], y, perm=perm)
+        return w.node("Reshape", [x, w.ints([shape[k] for k in perm])], y)
+    return w.node("Transpose", [x], y, perm=perm)
 
 
 def _relu_of(w: _Writer, op: Op, y: str) -> str:
-    return w.node("Relu", [y], f"{op.output}/relu") if op.attrs.get("relu") else y
+    fused = op.attrs.get("relu") and not w.clips(op)
+    return w.node("Relu", [y], w.part(op, "r")) if fused else y
+
+
+def _relu(w: _Writer, op: Op) -> None:
+    if w.clips(op):
+        w.node("Identity", [w.operand(op.inputs[0])], w.output(op))
+    else:
+        _elementwise("Relu")(w, op)
 
 
 def _fully_connected(w: _Writer, op: Op) -> None:
-    inputs = [w.read(op.inputs[0], op), *w.weight(op)]
-    w.write(_relu_of(w, op, w.node("Gemm", inputs, f"{op.output}/gemm", transB=1)), op)
+    inputs = [w.read(op.inputs[0]), *w.weight(op)]
+    w.write(_relu_of(w, op, w.node("Gemm", inputs, w.part(op, "y"), transB=1)), op)
 
 
-def _elementwise(op_type: str) -> Callable[[_Writer, Op], None]:
+def _batch_matmul(w: _Writer, op: Op) -> None:
+    x, y = op.inputs
+    stored = ""
+    if op.attrs["transposed"]:
+        stored = w.node("Transpose", [w.operand(y)], w.part(op, "x"), perm=(0, 2, 1))
+    inputs = [w.read(x), w.read(y, stored)]
+    w.write(w.node("MatMul", inputs, w.part(op, "y")), op)
+
+
+def _elementwise(op_type: str, **attrs: Any) -> Callable[[_Writer, Op], None]:
     def emit(w: _Writer, op: Op) -> None:
-        inputs = [w.read(name, op) for name in op.inputs]
-        w.write(w.node(op_type, inputs, f"{op.output}/real"), op)
+        inputs = [w.read(name) for name in op.inputs]
+        w.write(w.node(op_type, inputs, w.part(op, "y"), **attrs), op)
 
     return emit
 
@@ -228,45 +342,54 @@ def _elementwise(op_type: str) -> Callable[[_Writer, Op], None]:
 
 
 def _embedding(w: _Writer, op: Op) -> None:
-    ids, table = op.inputs
-    w.initializer(table, _data(w.graph, table))
-    w.node("Gather", [table, ids], op.output, axis=0)
+    ids, table = (w.operand(name) for name in op.inputs)
+    w.node("Gather", [table, ids], w.output(op), axis=0)
 
 
 def _concat(w: _Writer, op: Op) -> None:
-    w.node("Concat", list(op.inputs), op.output, axis=op.attrs["axis"])
+    inputs = [w.operand(name) for name in op.inputs]
+    w.node("Concat", inputs, w.output(op), axis=op.attrs["axis"])
 
 
 def _slice(w: _Writer, op: Op) -> None:
     begin, size = np.array(op.attrs["begin"]), np.array(op.attrs["size"])
     cut = np.flatnonzero(size != w.graph.tensors[op.inputs[0]].shape)
     cut = cut if cut.size else np.array([0])
-    bounds = [
-        w.ints(f"{op.output}/starts", begin[cut]),
-        w.ints(f"{op.output}/ends", (begin + size)[cut]),
-        w.ints(f"{op.output}/axes", cut),
-    ]
-    w.node("Slice", [op.inputs[0], *bounds], op.output)
+    bounds = [w.ints(values) for values in (begin[cut], (begin + size)[cut], cut)]
+    w.node("Slice", [w.operand(op.inputs[0]), *bounds], w.output(op))
 
 
 def _pad(w: _Writer, op: Op) -> None:
     pads = np.array(op.attrs["paddings"]).T.ravel()  # all the befores, then all the afters
-    w.node("Pad", [op.inputs[0], w.ints(f"{op.output}/pads", pads), w.zero(op)], op.output)
+    w.node("Pad", [w.operand(op.inputs[0]), w.ints(pads), w.zero(op)], w.output(op))
 
 
 def _reshape(w: _Writer, op: Op) -> None:
-    w.node("Reshape", [op.inputs[0], w.ints(f"{op.output}/shape", op.attrs["shape"])], op.output)
+    w.node("Reshape", [w.operand(op.inputs[0]), w.ints(op.attrs["shape"])], w.output(op))
+
+
+def _transpose_op(w: _Writer, op: Op) -> None:
+    x = op.inputs[0]
+    _transpose(w, w.operand(x), w.graph.tensors[x].shape, op.attrs["perm"], w.output(op))
 
 
 _EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "conv2d": _conv2d,
+    "depthwise_conv2d": _depthwise_conv2d,
+    "batch_matmul": _batch_matmul,
+    "max_pool": _max_pool,
+    "minimum": _elementwise("Min"),
+    "softmax": _elementwise("Softmax"),  # over the last axis
+    "l2_norm": _elementwise("LpNormalization"),
+    "mean": _elementwise("ReduceMean", axes=(-1,)),
+    "transpose": _transpose_op,
     "fully_connected": _fully_connected,
     "add": _elementwise("Add"),
     "sub": _elementwise("Sub"),
     "mul": _elementwise("Mul"),
     "sigmoid": _elementwise("Sigmoid"),
     "tanh": _elementwise("Tanh"),
-    "relu": _elementwise("Relu"),
+    "relu": _relu,
     "embedding": _embedding,
     "concat": _concat,
     "slice": _slice,

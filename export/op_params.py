@@ -18,14 +18,18 @@ from edge_imputer.errors import ExportError
 from edge_imputer.quantization import QuantParams
 
 from .fixed_point import INT32_MAX, quantize_multiplier, quantize_multipliers
-from .graph import Graph, Op, Tensor
+from .graph import WEIGHT_AXIS, Graph, Op, Tensor
 
 SUM_LEFT_SHIFT = 20  # headroom of add and sub: 8 bits of input, 20 of fraction
+EXP_BITS = 22  # fraction of a softmax's exponentials
+LONGEST_SOFTMAX = 511  # their sum fits an int32; TFLite's reference kernel aborts from 512 on
+LONGEST_ROW = 1024  # of an l2_norm or a mean
+NORM_BITS = 10  # fraction of the square root
 
 
 @dataclass(frozen=True)
 class AccumulatorParams:
-    """conv2d and fully_connected: ``acc = bias + sum((x - zero_in) * w)``, then requantise.
+    """conv2d, depthwise_conv2d, fully_connected: ``acc = bias + sum((x - zero_in) * w)``.
 
     ``y = clamp(requantize(acc, multiplier[c], shift[c]) + zero_out)``
     """
@@ -63,6 +67,49 @@ class MulParams:
 
 
 @dataclass(frozen=True)
+class MatmulParams:
+    """batch_matmul: ``acc = sum((x - zero_x) * (y - zero_y))``, requantised as by mul."""
+
+    zero_points: tuple[int, int, int]
+    multiplier: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class MeanParams:
+    """mean: ``y = clamp(requantize(sum(x - zero_in), multiplier, shift) + zero_out)``."""
+
+    zero_points: tuple[int, int]
+    multiplier: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class SoftmaxParams:
+    """softmax: ``e = table[max(x) - x]``, ``y = min(-128 + round(256 * e / sum(e)), 127)``.
+
+    Halves go up. Every exponential is one entry, so an int32 sum and one division an element are
+    all that it takes. The rounding of the entries moves an output by less than a fiftieth of a
+    step; TFLite's reference kernel computes the exponentials in fixed point, and is within one
+    step.
+    """
+
+    table: npt.NDArray[np.int32]  # (256,), exp(-step * scale) * 2**EXP_BITS
+
+
+@dataclass(frozen=True)
+class NormParams:
+    """l2_norm: ``y = round(128 * v / root)``, ``v = x - zero``, ``root = sqrt(sum(v * v))``.
+
+    The root is the integer part of it times ``2**NORM_BITS``, which moves an output by less than a
+    tenth of a step. Halves go away from zero, and a row of zeros stays zero. TFLite multiplies by
+    the inverse root, and is within one step.
+    """
+
+    zero_point: int
+
+
+@dataclass(frozen=True)
 class TableParams:
     """sigmoid and tanh: ``y = table[x + 128]``."""
 
@@ -85,11 +132,21 @@ class PadParams:
 
 @dataclass(frozen=True)
 class MoveParams:
-    """embedding, concat, slice, reshape: bytes are moved, nothing is computed."""
+    """embedding, concat, slice, reshape, transpose, minimum, max_pool: no value is computed."""
 
 
 OpParams = (
-    AccumulatorParams | SumParams | MulParams | TableParams | ReluParams | PadParams | MoveParams
+    AccumulatorParams
+    | SumParams
+    | MulParams
+    | MatmulParams
+    | MeanParams
+    | SoftmaxParams
+    | NormParams
+    | TableParams
+    | ReluParams
+    | PadParams
+    | MoveParams
 )
 
 
@@ -128,7 +185,7 @@ def constant_of(graph: Graph, name: str, dtype: str) -> npt.NDArray[Any]:
 
 
 def bias_scales(graph: Graph, op: Op) -> npt.NDArray[np.float32]:
-    """Scale of every bias of a convolution or fully connected layer, (Cout,), in float32."""
+    """Scale of every bias of an operation of `WEIGHT_AXIS`, (Cout,), in float32."""
     scales = graph.tensors[op.inputs[1]].weight_scales
     if scales is None:
         raise ExportError(f"{graph.name}: expected {op.inputs[1]} to have scales, got none")
@@ -149,7 +206,10 @@ def _accumulator(graph: Graph, op: Op) -> AccumulatorParams:
         raise ExportError(f"{graph.name}: expected {weight} to have one scale an output channel")
     real = float(quant_in.scale) * scales.astype(np.float64) / float(quant_out.scale)
     multipliers, shifts = quantize_multipliers(real)
-    _check_accumulator(graph.tensors[weight], graph.tensors[bias], quant_in.zero_point, shifts)
+    axis = WEIGHT_AXIS[op.kind]
+    _check_accumulator(
+        graph.tensors[weight], graph.tensors[bias], axis, quant_in.zero_point, shifts
+    )
     return AccumulatorParams(
         input_zero_point=quant_in.zero_point,
         output_zero_point=quant_out.zero_point,
@@ -160,13 +220,14 @@ def _accumulator(graph: Graph, op: Op) -> AccumulatorParams:
 
 
 def _check_accumulator(
-    weight: Tensor, bias: Tensor, zero_point: int, shifts: npt.NDArray[np.int64]
+    weight: Tensor, bias: Tensor, axis: int, zero_point: int, shifts: npt.NDArray[np.int64]
 ) -> None:
     """Refuse a layer whose int32 accumulator could overflow, before or after a left shift."""
     if weight.data is None or weight.data.dtype != np.int8 or bias.data is None:
         raise ExportError(f"expected int8 data in {weight.name} and int32 data in {bias.name}")
     largest_input = max(127 - zero_point, zero_point + 128)
-    weights = np.abs(weight.data.astype(np.int64)).reshape(weight.shape[0], -1)
+    rows = np.moveaxis(weight.data.astype(np.int64), axis, 0)
+    weights = np.abs(rows).reshape(len(rows), -1)
     bound = weights.sum(axis=1) * largest_input + np.abs(bias.data.astype(np.int64))
     worst = int((bound << np.maximum(shifts, 0)).max())
     if worst > INT32_MAX:
@@ -212,6 +273,61 @@ def _mul(graph: Graph, op: Op) -> MulParams:
         shift=shift,
         clamp=(-128, 127),
     )
+
+
+def _matmul(graph: Graph, op: Op) -> MatmulParams:
+    product = _mul(graph, op)
+    depth = graph.tensors[op.inputs[0]].shape[-1]
+    if depth << (16 + max(product.shift, 0)) > INT32_MAX:
+        raise ExportError(
+            f"{graph.name}: {op.output}: the accumulator of {depth} products could pass int32; "
+            "its output range is far smaller than its inputs allow: calibrate on more data"
+        )
+    return MatmulParams(product.zero_points, product.multiplier, product.shift)
+
+
+def _mean(graph: Graph, op: Op) -> MeanParams:
+    x, y = quant_of(graph, op.inputs[0]), quant_of(graph, op.output)
+    n = _row_length(graph, op)
+    multiplier, shift = quantize_multiplier(float(x.scale) / (n * float(y.scale)))
+    if n << (8 + max(shift, 0)) > INT32_MAX:
+        raise ExportError(
+            f"{graph.name}: {op.output} has a scale of {y.scale}, too fine beside its input's "
+            f"{x.scale}; calibrate on more data"
+        )
+    return MeanParams((x.zero_point, y.zero_point), multiplier, shift)
+
+
+def _softmax(graph: Graph, op: Op) -> SoftmaxParams:
+    _row_length(graph, op, LONGEST_SOFTMAX)
+    _require_output(graph, op, QuantParams(scale=1 / 256, zero_point=-128))
+    steps = np.arange(256, dtype=np.float64) * float(quant_of(graph, op.inputs[0]).scale)
+    return SoftmaxParams(np.rint(np.exp(-steps) * 2.0**EXP_BITS).astype(np.int32))
+
+
+def _norm(graph: Graph, op: Op) -> NormParams:
+    _row_length(graph, op)
+    _require_output(graph, op, QuantParams(scale=1 / 128, zero_point=0))
+    return NormParams(quant_of(graph, op.inputs[0]).zero_point)
+
+
+def _row_length(graph: Graph, op: Op, longest: int = LONGEST_ROW) -> int:
+    """Length of the last axis, over which sums must fit an int32."""
+    n = graph.tensors[op.inputs[0]].shape[-1]
+    if n > longest:
+        raise ExportError(
+            f"{graph.name}: {op.output}: expected at most {longest} elements over the last "
+            f"axis, got {n}"
+        )
+    return n
+
+
+def _require_output(graph: Graph, op: Op, quant: QuantParams) -> None:
+    if quant_of(graph, op.output) != quant:
+        raise ExportError(
+            f"{graph.name}: expected the output of {op.kind} {op.output} to have {quant}, got "
+            f"{quant_of(graph, op.output)}"
+        )
 
 
 def _three(values: Any) -> tuple[int, int, int]:
@@ -263,7 +379,15 @@ def _pad(graph: Graph, op: Op) -> PadParams:
 
 _DERIVE: dict[str, Callable[[Graph, Op], OpParams]] = {
     "conv2d": _accumulator,
+    "depthwise_conv2d": _accumulator,
     "fully_connected": _accumulator,
+    "batch_matmul": _matmul,
+    "softmax": _softmax,
+    "l2_norm": _norm,
+    "mean": _mean,
+    "minimum": _move,
+    "max_pool": _move,
+    "transpose": _move,
     "add": _sum,
     "sub": _sum,
     "mul": _mul,

@@ -7,7 +7,7 @@ int32 (Jacob et al. 2018, arXiv:1712.05877; the TFLite int8 specification).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,83 +16,18 @@ import numpy.typing as npt
 from edge_imputer.errors import ExportError
 from edge_imputer.quantization import QuantParams
 
-from .graph import SHARES_SCALE, Array, Graph, Op, Tensor
+from .calibration import Range
+from .graph import SHARES_SCALE, WEIGHT_AXIS, Array, Graph, Op, Tensor
 from .op_params import op_params
-from .reference import Interpreter, zero_feeds
 
 OUTPUT_QUANT = {  # fixed by TFLite; both ranges have no error at zero
     "sigmoid": QuantParams(scale=1 / 256, zero_point=-128),
     "tanh": QuantParams(scale=1 / 128, zero_point=0),
+    "softmax": QuantParams(scale=1 / 256, zero_point=-128),
+    "l2_norm": QuantParams(scale=1 / 128, zero_point=0),
 }
 SATURATION = {"sigmoid": 6.5, "tanh": 3.25}  # beyond it the int8 output is its last step anyway
 LARGEST_BIAS = 2**30  # leaves the accumulator as much for the products
-Range = tuple[float, float]
-
-
-class Calibration:
-    """True minimum and maximum of every activation of one float graph.
-
-    Attributes
-    ----------
-    n_calls : int
-        Calls of the graph that were observed.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        if graph.quantised:
-            raise ExportError(f"expected a float graph to calibrate, got {graph.name}, quantised")
-        self.graph = graph
-        self.n_calls = 0
-        self._ranges: dict[str, Range] = {}
-        self._interpreter = Interpreter(graph)
-        self._watched = [
-            name for name, t in graph.tensors.items() if t.data is None and t.dtype == "float32"
-        ]
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the float graph on one set of inputs and note every activation's range."""
-        values = self._interpreter.run(feeds)
-        for name in self._watched:
-            low, high = float(values[name].min()), float(values[name].max())
-            if not np.isfinite([low, high]).all():
-                raise ExportError(
-                    f"{self.graph.name}: {name} is not finite on calibration data; the features "
-                    "or the weights hold NaN or infinity"
-                )
-            known = self._ranges.get(name, (low, high))
-            self._ranges[name] = (min(low, known[0]), max(high, known[1]))
-        self.n_calls += 1
-        return values
-
-    def run_sequence(self, chunks: Iterable[Array]) -> list[dict[str, Array]]:
-        """Run a streaming graph from its initial state over one sequence.
-
-        Parameters
-        ----------
-        chunks : iterable of arrays
-            Values of the first input, call by call; the other inputs must be states.
-
-        Returns
-        -------
-        list of the outputs of every call, by name
-        """
-        feeds = zero_feeds(self.graph)
-        results = []
-        for chunk in chunks:
-            values = self.run({**feeds, self.graph.inputs[0]: chunk})
-            feeds.update({before: values[after] for before, after in self.graph.state_pairs})
-            results.append({name: values[name] for name in self.graph.outputs})
-        return results
-
-    @property
-    def ranges(self) -> dict[str, Range]:
-        """Range of every activation, (minimum, maximum)."""
-        if self.n_calls == 0:
-            raise ExportError(
-                f"{self.graph.name}: expected at least one calibration call, got none; "
-                "give calibration audio"
-            )
-        return dict(self._ranges)
 
 
 def params_of_range(low: float, high: float) -> QuantParams:
@@ -134,16 +69,23 @@ def quantise(
         name: replace(t, dtype="int8", quant=params[name]) if name in params else replace(t)
         for name, t in graph.tensors.items()
     }
+    seen: dict[str, QuantParams] = {}  # by weight: steps of a layer may share one
     for op in graph.ops:
-        if op.kind in ("conv2d", "fully_connected"):
+        if op.kind in WEIGHT_AXIS:
             weight, bias = (graph.tensors[name] for name in op.inputs[1:])
-            if tensors[weight.name].weight_scales is not None:
-                raise ExportError(f"{weight.name}: expected one user, got two; copy the weight")
             x = params[op.inputs[0]]
-            tensors[weight.name], tensors[bias.name] = _quantise_linear(weight, bias, x)
-        elif op.kind == "embedding":
-            name = op.inputs[1]
-            tensors[name].data = _round_int8(graph.tensors[name].data, params[name])
+            if seen.setdefault(weight.name, x) != x:
+                raise ExportError(
+                    f"{weight.name}: expected one scale of what it is multiplied with, got "
+                    f"{seen[weight.name]} and {x}; copy the weight"
+                )
+            tensors[weight.name], tensors[bias.name] = _quantise_linear(
+                weight, bias, x, WEIGHT_AXIS[op.kind]
+            )
+    for name, quant in params.items():
+        data = graph.tensors[name].data
+        if data is not None:
+            tensors[name].data = _round_int8(data, quant)
     result = replace(
         graph,
         tensors=tensors,
@@ -170,7 +112,7 @@ def _check_constant(graph: Graph, tensor: Tensor) -> None:
 def _activation_params(
     graph: Graph, ranges: Mapping[str, Range], fixed: Mapping[str, QuantParams]
 ) -> dict[str, QuantParams]:
-    """Parameters of every activation and embedding table, one set a group that shares them."""
+    """Parameters of every activation and of constants like them, one set a group that shares."""
     given = dict(fixed)
     ranges = saturated_ranges(graph, ranges)
     unknown = set(given) - set(graph.tensors)
@@ -225,12 +167,16 @@ def _group_params(graph: Graph, group: list[str], ranges: Mapping[str, Range]) -
     found = []
     for name in group:
         data = graph.tensors[name].data
-        if data is not None:  # an embedding table
+        if name in graph.saturating:
+            continue
+        if data is not None:  # an embedding table, or what is added to an activation
             found.append((float(data.min()), float(data.max())))
         elif name in ranges:
             found.append(ranges[name])
         else:
             raise ExportError(f"{graph.name}: expected a calibrated range for {name}, got none")
+    if not found:
+        raise ExportError(f"{graph.name}: {group} all saturate: nothing gives them a scale")
     low, high = min(r[0] for r in found), max(r[1] for r in found)
     try:
         return params_of_range(low, high)
@@ -243,13 +189,14 @@ def _group_params(graph: Graph, group: list[str], ranges: Mapping[str, Range]) -
 
 def scale_groups(graph: Graph) -> list[list[str]]:
     """Activations that must share one scale: those tied by operations that do not requantise,
-    by an embedding to its table, and by the streaming state."""
+    by an embedding to its table, and by the streaming state. Constants that are computed with like
+    activations are among them."""
+    read = {name for op in graph.ops if op.kind not in WEIGHT_AXIS for name in op.inputs}
     parent = {
         name: name
         for name, tensor in graph.tensors.items()
-        if tensor.data is None and tensor.dtype != "int32"
+        if tensor.dtype != "int32" and (tensor.data is None or name in read)
     }
-    parent.update({op.inputs[1]: op.inputs[1] for op in graph.ops if op.kind == "embedding"})
 
     def root(name: str) -> str:
         while parent[name] != name:
@@ -271,20 +218,23 @@ def _ties(op: Op) -> list[tuple[str, str]]:
     return [(name, op.output) for name in op.inputs] if op.kind in SHARES_SCALE else []
 
 
-def _quantise_linear(weight: Tensor, bias: Tensor, x: QuantParams) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution or a fully connected layer."""
+def _quantise_linear(
+    weight: Tensor, bias: Tensor, x: QuantParams, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of an operation of `WEIGHT_AXIS`, with its axis of output channels."""
     if weight.data is None or bias.data is None:
         raise ExportError(f"expected constants, got {weight.name} and {bias.name} without data")
-    scales = weight_scales(weight.data, bias.data, x)
-    rows = weight.data.reshape(len(scales), -1).astype(np.float64)
-    q = np.clip(np.rint(rows / scales[:, np.newaxis].astype(np.float64)), -127, 127)
+    rows = np.moveaxis(weight.data, axis, 0)
+    scales = weight_scales(rows, bias.data, x)
+    steps = scales.astype(np.float64).reshape(-1, *[1] * (rows.ndim - 1))
+    q = np.moveaxis(np.clip(np.rint(rows.astype(np.float64) / steps), -127, 127), 0, axis)
     bias_scales = float(x.scale) * scales.astype(np.float64)
     q_bias = np.rint(bias.data.astype(np.float64) / bias_scales)
     return (
         replace(
             weight,
             dtype="int8",
-            data=q.astype(np.int8).reshape(weight.shape),
+            data=np.ascontiguousarray(q.astype(np.int8)),
             weight_scales=scales,
         ),
         replace(bias, dtype="int32", data=q_bias.astype(np.int32)),

@@ -17,12 +17,17 @@ import numpy.typing as npt
 from edge_imputer.errors import ExportError
 
 from .fixed_point import Int64, multiply_by_quantized_multiplier, requantize
-from .graph import Array, Graph, Op
+from .graph import WEIGHT_AXIS, Array, Graph, Op
 from .op_params import (
+    NORM_BITS,
     AccumulatorParams,
+    MatmulParams,
+    MeanParams,
     MulParams,
+    NormParams,
     PadParams,
     ReluParams,
+    SoftmaxParams,
     SumParams,
     TableParams,
     constant_of,
@@ -98,16 +103,29 @@ def _check_feeds(graph: Graph, feeds: Mapping[str, Array]) -> None:
 
 def _activations(graph: Graph, op: Op) -> tuple[str, ...]:
     """Inputs that a kernel is called with; weights and biases are bound when it is prepared."""
-    return op.inputs[:1] if op.kind in ("conv2d", "fully_connected") else op.inputs
+    return op.inputs[:1] if op.kind in WEIGHT_AXIS else op.inputs
 
 
 # Shared by both forms: operations that only move elements.
 
 
+def _windows(
+    x: Array,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+) -> Array:
+    """Windows of (1, T, F, C): (T', F', KT, KF, C)."""
+    span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+    windows = np.lib.stride_tricks.sliding_window_view(x[0], span, axis=(0, 1))
+    windows = windows[:: stride[0], :: stride[1], :, :: dilation[0], :: dilation[1]]
+    moved: Array = windows.transpose(0, 1, 3, 4, 2)
+    return moved
+
+
 def _patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
     """Windows of (1, T, F, C) as rows: (T', F', KT * KF * C), in the order of the weights."""
-    windows = np.lib.stride_tricks.sliding_window_view(x[0], kernel, axis=(0, 1))
-    windows = windows[:: stride[0], :: stride[1]].transpose(0, 1, 3, 4, 2)
+    windows = _windows(x, kernel, stride)
     rows: Array = windows.reshape(*windows.shape[:2], -1)
     return rows
 
@@ -133,6 +151,12 @@ def _mover(op: Op, pad_value: int = 0) -> Kernel | None:
         return lambda x: np.pad(x, attrs["paddings"], constant_values=pad_value)
     if op.kind == "embedding":
         return _take
+    if op.kind == "transpose":
+        return lambda x: np.ascontiguousarray(x.transpose(attrs["perm"]))
+    if op.kind == "minimum":
+        return np.minimum
+    if op.kind == "max_pool":
+        return lambda x: _windows(x, attrs["size"], attrs["stride"]).max((2, 3))[np.newaxis]
     return None
 
 
@@ -143,9 +167,12 @@ def _prepare_float(graph: Graph, op: Op) -> Kernel:
     mover = _mover(op)
     if mover is not None:
         return mover
-    if op.kind in ("conv2d", "fully_connected"):
+    if op.kind in WEIGHT_AXIS:
         weight, bias = (constant_of(graph, name, "float32") for name in op.inputs[1:])
-        return _linear_float(op, weight, bias)
+        prepare = _depthwise_float if op.kind == "depthwise_conv2d" else _linear_float
+        return prepare(op, weight, bias)
+    if op.kind == "batch_matmul":
+        return _matmul_float(op)
     if op.kind not in _FLOAT:
         raise ExportError(f"{graph.name}: expected a known operation, got {op.kind!r}")
     return _FLOAT[op.kind]
@@ -165,6 +192,35 @@ def _linear_float(op: Op, weight: Array, bias: Array) -> Kernel:
     return kernel
 
 
+def _depthwise_float(op: Op, weight: Array, bias: Array) -> Kernel:
+    relu = bool(op.attrs.get("relu"))
+
+    def kernel(x: Array) -> Array:
+        windows = _windows(x, weight.shape[1:3], op.attrs["stride"], op.attrs["dilation"])
+        y: Array = np.einsum("tfklc,klc->tfc", windows, weight[0]) + bias
+        return (np.maximum(y, np.float32(0)) if relu else y)[np.newaxis]
+
+    return kernel
+
+
+def _matmul_float(op: Op) -> Kernel:
+    if op.attrs["transposed"]:
+        return lambda x, y: x @ y.swapaxes(1, 2)
+    return np.matmul
+
+
+def _softmax_float(x: Array) -> Array:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    y: Array = e / e.sum(-1, keepdims=True)
+    return y
+
+
+def _norm_float(x: Array) -> Array:
+    length = np.sqrt(np.square(x).sum(-1, keepdims=True))
+    y: Array = np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    return y
+
+
 def _sigmoid(x: Array) -> Array:
     y: Array = np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1))
     return y
@@ -176,6 +232,9 @@ _FLOAT: dict[str, Kernel] = {
     "mul": np.multiply,
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
+    "softmax": _softmax_float,
+    "l2_norm": _norm_float,
+    "mean": lambda x: x.mean(-1, keepdims=True),
     "relu": lambda x: np.maximum(x, np.float32(0)),
 }
 
@@ -188,11 +247,20 @@ def _prepare_int(graph: Graph, op: Op) -> Kernel:
     if isinstance(params, AccumulatorParams):
         weight = constant_of(graph, op.inputs[1], "int8")
         bias = constant_of(graph, op.inputs[2], "int32")
-        return _linear_int(op, params, weight, bias)
+        prepare = _depthwise_int if op.kind == "depthwise_conv2d" else _linear_int
+        return prepare(op, params, weight, bias)
     if isinstance(params, SumParams):
         return _sum_int(params, -1 if op.kind == "sub" else 1)
     if isinstance(params, MulParams):
         return _mul_int(params)
+    if isinstance(params, MatmulParams):
+        return _matmul_int(op, params)
+    if isinstance(params, MeanParams):
+        return _mean_int(params)
+    if isinstance(params, SoftmaxParams):
+        return _softmax_int(params)
+    if isinstance(params, NormParams):
+        return _norm_int(params)
     if isinstance(params, TableParams):
         table = params.table
         return lambda x: table[x.astype(np.int64) + 128]
@@ -223,6 +291,74 @@ def _linear_int(op: Op, params: AccumulatorParams, weight: Array, bias: Array) -
         return out[np.newaxis] if op.kind == "conv2d" else out
 
     return kernel
+
+
+def _depthwise_int(op: Op, params: AccumulatorParams, weight: Array, bias: Array) -> Kernel:
+    wide = weight[0].astype(np.int64)
+
+    def kernel(x: Array) -> Array:
+        centred = x.astype(np.int64) - params.input_zero_point
+        windows = _windows(centred, weight.shape[1:3], op.attrs["stride"], op.attrs["dilation"])
+        accumulator = np.einsum("tfklc,klc->tfc", windows, wide) + bias
+        y = requantize(accumulator, params.multipliers, params.shifts)
+        return _to_int8(y + params.output_zero_point, params.clamp)[np.newaxis]
+
+    return kernel
+
+
+def _matmul_int(op: Op, params: MatmulParams) -> Kernel:
+    zero_x, zero_y, zero_out = params.zero_points
+
+    def kernel(x: Array, y: Array) -> Array:
+        right = y.swapaxes(1, 2) if op.attrs["transposed"] else y
+        # Sums stay far below 2**53, so a float64 matrix product is exact, and fast.
+        accumulator = (x.astype(np.float64) - zero_x) @ (right.astype(np.float64) - zero_y)
+        out = requantize(accumulator.astype(np.int64), params.multiplier, params.shift)
+        return _to_int8(out + zero_out, (-128, 127))
+
+    return kernel
+
+
+def _mean_int(params: MeanParams) -> Kernel:
+    zero_x, zero_out = params.zero_points
+
+    def kernel(x: Array) -> Array:
+        total = (x.astype(np.int64) - zero_x).sum(-1, keepdims=True)
+        out = requantize(total, params.multiplier, params.shift)
+        return _to_int8(out + zero_out, (-128, 127))
+
+    return kernel
+
+
+def _softmax_int(params: SoftmaxParams) -> Kernel:
+    table = params.table.astype(np.int64)
+
+    def kernel(x: Array) -> Array:
+        wide = x.astype(np.int64)
+        e = table[wide.max(-1, keepdims=True) - wide]
+        total = e.sum(-1, keepdims=True)
+        return _to_int8((512 * e + total) // (2 * total) - 128, (-128, 127))
+
+    return kernel
+
+
+def _norm_int(params: NormParams) -> Kernel:
+    def kernel(x: Array) -> Array:
+        centred = x.astype(np.int64) - params.zero_point
+        squares = np.square(centred).sum(-1, keepdims=True) << (2 * NORM_BITS)
+        root = np.maximum(1, integer_root(squares))
+        size = (np.abs(centred) * (2 * 128 << NORM_BITS) + root) // (2 * root)
+        return _to_int8(np.sign(centred) * size, (-128, 127))
+
+    return kernel
+
+
+def integer_root(x: Int64) -> Int64:
+    """The largest integer whose square is at most x, 0 <= x < 2**52."""
+    root = np.sqrt(x.astype(np.float64)).astype(np.int64)
+    root -= root * root > x
+    result: Int64 = root + ((root + 1) * (root + 1) <= x)
+    return result
 
 
 def _sum_int(params: SumParams, sign: int) -> Kernel:

@@ -14,10 +14,10 @@ from edge_imputer.errors import ExportError
 from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.specs import ModelSpec
 
-from .build import macs
-from .graph import Array, Graph
+from .calibration import Calibration
+from .graph import Array, Graph, macs
 from .memory import plan, weight_bytes
-from .quantize import Calibration, quantise
+from .quantize import quantise
 from .reference import Interpreter
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]

@@ -1,296 +1,329 @@
-"""Writes a quantised graph as an int8 .tflite file, with flatbuffers alone.
+"""Writes a graph as a .tflite file, float32 or int8, with flatbuffers alone.
 
-No converter is involved, so the file carries exactly the integers of the graph. Constants are
-aligned to 16 bytes, as runtimes that map the file need, and the bytes depend on the graph only.
+No converter is involved, so the file carries exactly the numbers of the graph, and its bytes depend
+on the graph only. Files of small networks would be half bookkeeping, so whatever is equal stands
+in them once: shapes, scales, zero points, options, constants (see `flatbuffer`). Inputs, outputs
+and weights have names; an activation has the number of the operator that computes it instead,
+which is also its line in `dump`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from edge_imputer.errors import ExportError, require
+from edge_imputer.errors import ExportError
 
-from .graph import Array, Graph, Op, Tensor
+from .flatbuffer import TfliteBuilder
+from .graph import WEIGHT_AXIS, Array, Graph, Op, Tensor
 from .op_params import bias_scales
 
-# Builtin operator, its version, the TFLite runtime that brought that version. Versions are those
-# the TFLite converter writes for int8, but for FULLY_CONNECTED: it would write 4, which runtimes
-# that read only the first weight scale accept too, and compute nonsense. Version 11 keeps them
-# out; per-channel weights are known to work from 2.14.
-OPERATORS: dict[str, tuple[str, int, str]] = {
-    "conv2d": ("CONV_2D", 3, "1.14.0"),
-    "fully_connected": ("FULLY_CONNECTED", 11, "2.15.0"),
-    "add": ("ADD", 2, "1.14.0"),
-    "sub": ("SUB", 2, "1.14.0"),
-    "mul": ("MUL", 2, "1.14.0"),
-    "sigmoid": ("LOGISTIC", 2, "1.14.0"),
-    "tanh": ("TANH", 2, "1.14.0"),
-    "relu": ("RELU", 2, "2.1.0"),
-    "embedding": ("GATHER", 2, "1.14.0"),
-    "concat": ("CONCATENATION", 2, "1.14.0"),
-    "slice": ("SLICE", 2, "1.14.0"),
-    "pad": ("PAD", 2, "1.14.0"),
-    "reshape": ("RESHAPE", 1, "1.5.0"),
+
+class Builtin(NamedTuple):
+    """A builtin operator of TFLite, and for both types its version and who reads that first."""
+
+    name: str
+    int8: tuple[int, str]
+    float32: tuple[int, str]
+
+
+# Versions are those the TFLite converter writes, but for FULLY_CONNECTED in int8: it would write 4,
+# which runtimes up to 2.9 accept too, though they read only the first weight scale, and compute
+# nonsense. Version 10 keeps them out: 2.13 is the first that has it.
+OPERATORS = {
+    "conv2d": Builtin("CONV_2D", (3, "1.14.0"), (1, "1.5.0")),
+    "depthwise_conv2d": Builtin("DEPTHWISE_CONV_2D", (3, "1.14.0"), (2, "1.12.0")),
+    "fully_connected": Builtin("FULLY_CONNECTED", (10, "2.13.0"), (1, "1.5.0")),
+    "batch_matmul": Builtin("BATCH_MATMUL", (2, "2.3.0"), (1, "2.3.0")),
+    "add": Builtin("ADD", (2, "1.14.0"), (1, "1.5.0")),
+    "sub": Builtin("SUB", (2, "1.14.0"), (1, "1.6.0")),
+    "mul": Builtin("MUL", (2, "1.14.0"), (1, "1.5.0")),
+    "minimum": Builtin("MINIMUM", (2, "1.14.0"), (1, "1.14.0")),
+    "sigmoid": Builtin("LOGISTIC", (2, "1.14.0"), (1, "1.14.0")),
+    "tanh": Builtin("TANH", (2, "1.14.0"), (1, "1.14.0")),
+    "relu": Builtin("RELU", (2, "2.1.0"), (1, "1.5.0")),
+    "softmax": Builtin("SOFTMAX", (2, "1.14.0"), (1, "1.5.0")),
+    "l2_norm": Builtin("L2_NORMALIZATION", (2, "1.14.0"), (1, "1.5.0")),
+    "mean": Builtin("MEAN", (2, "1.14.0"), (1, "1.6.0")),
+    "max_pool": Builtin("MAX_POOL_2D", (2, "1.14.0"), (1, "1.5.0")),
+    "embedding": Builtin("GATHER", (2, "1.14.0"), (1, "1.6.0")),
+    "concat": Builtin("CONCATENATION", (2, "1.14.0"), (1, "1.5.0")),
+    "slice": Builtin("SLICE", (2, "1.14.0"), (1, "1.14.0")),
+    "pad": Builtin("PAD", (2, "1.14.0"), (1, "1.5.0")),
+    "reshape": Builtin("RESHAPE", (1, "1.5.0"), (1, "1.5.0")),
+    "transpose": Builtin("TRANSPOSE", (2, "1.14.0"), (1, "1.6.0")),
 }
-FILE_IDENTIFIER = b"TFL3"
 SCHEMA_VERSION = 3
-ALIGNMENT = 16
+RUNTIME_KEY = "min_runtime_version"  # metadata that TFLite's own tools read
 
 
-def write_tflite(graph: Graph, path: str | Path) -> None:
-    """Write a quantised graph as an int8 .tflite file.
+def write_tflite(graph: Graph, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a graph as a .tflite file, float32 or int8 as the graph is.
 
-    Tensors keep their names and order of inputs and outputs; a signature ``serving_default``
-    names them too.
+    Inputs and outputs keep their names and order; a signature ``serving_default`` names them too.
+
+    Parameters
+    ----------
+    graph : Graph
+    path : path
+    metadata : mapping from key to text, optional
+        Kept in the file under these keys, in UTF-8.
 
     Raises
     ------
     ExportError
-        If the graph is float, or holds an operation that TFLite has no int8 kernel for.
+        If the graph holds an unknown operation, or the metadata the key ``min_runtime_version``,
+        which is the file's own.
     MissingExtraError
         If flatbuffers or ai-edge-litert is not installed.
     """
-    Path(path).write_bytes(tflite_bytes(graph))
+    Path(path).write_bytes(tflite_bytes(graph, metadata))
 
 
-def tflite_bytes(graph: Graph) -> bytes:
-    """The .tflite file of a quantised graph, see `write_tflite`."""
-    if not graph.quantised:
-        raise ExportError(f"expected a quantised graph for .tflite, got {graph.name}, float")
-    return _Writer(graph).finish()
+def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The .tflite file of a graph, see `write_tflite`."""
+    return _Writer(graph).finish(metadata or {})
 
 
 def minimum_runtime(graph: Graph) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    versions = [OPERATORS[op.kind][2] for op in graph.ops]
+    versions = [_version(graph, op.kind)[1] for op in graph.ops]
     return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
 
 
+def _version(graph: Graph, kind: str) -> tuple[int, str]:
+    if kind not in OPERATORS:
+        raise ExportError(f"expected an operation among {sorted(OPERATORS)}, got {kind!r}")
+    return OPERATORS[kind].int8 if graph.quantised else OPERATORS[kind].float32
+
+
 class _Writer:
-    """Fills the schema's objects: buffers, tensors, operators, metadata."""
+    """Numbers tensors, operator codes and buffers while it writes them."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.schema: ModuleType = require("ai_edge_litert.schema_py_generated", extra="export")
-        self.model = self.schema.ModelT()
-        self.subgraph = self.schema.SubGraphT()
-        self.buffers: list[Any] = [_aligned_buffer(self.schema, None)]  # number 0 is "no data"
-        self.tensors: list[Any] = []
-        self.index: dict[str, int] = {}
+        self.file = TfliteBuilder()
+        self.schema = self.file.schema
+        self.buffers = [self.file.table("Buffer")]  # number 0 is "no data"
+        self.tensors: list[int] = []
+        self.numbers: dict[str, int] = {}  # of tensors, by name
+        self.constants: dict[tuple[object, ...], int] = {}
         self.codes: dict[str, int] = {}
-        for tensor in graph.tensors.values():
-            self._add_tensor(tensor, _bias_scales(graph, tensor.name))
-        self.subgraph.operators = [self._operator(op) for op in graph.ops]
+        self.axes = {op.inputs[1]: WEIGHT_AXIS[op.kind] for op in graph.ops if _is_linear(op)}
+        self.bias_scales = {op.inputs[2]: bias_scales(graph, op) for op in self._quantised_linear()}
+        named = {*graph.inputs, *graph.outputs}
+        for name in dict.fromkeys([*(op.output for op in graph.ops), *graph.inputs]):
+            self._activation(graph.tensors[name], name if name in named else "")
+        self.operators = [self._operator(op) for op in graph.ops]
 
-    def finish(self) -> bytes:
-        """Assemble the model and serialise it."""
-        graph, schema = self.graph, self.schema
-        self.subgraph.name = graph.name.encode()
-        self.subgraph.tensors = self.tensors
-        self.subgraph.inputs = _int32([self.index[name] for name in graph.inputs])
-        self.subgraph.outputs = _int32([self.index[name] for name in graph.outputs])
-        model = self.model
-        model.version = SCHEMA_VERSION
-        model.description = f"Edge Imputer: {graph.name}".encode()
-        model.subgraphs = [self.subgraph]
-        model.operatorCodes = [self._operator_code(kind) for kind in self.codes]
-        model.signatureDefs = [self._signature()]
-        runtime = minimum_runtime(graph).encode().ljust(16, b"\0")
-        model.metadata = [self._metadata(b"min_runtime_version", runtime)]
-        model.buffers = self.buffers
-        flatbuffers = require("flatbuffers", extra="export")
-        builder = flatbuffers.Builder(1 << 16)
-        builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-        assert schema.Model.ModelBufferHasIdentifier(builder.Output(), 0)
-        return bytes(builder.Output())
+    def finish(self, metadata: Mapping[str, str]) -> bytes:
+        """Put the model together and serialise it."""
+        graph, file = self.graph, self.file
+        if RUNTIME_KEY in metadata:
+            raise ExportError(f"{graph.name}: the key {RUNTIME_KEY} of the metadata is taken")
+        kept = {RUNTIME_KEY: minimum_runtime(graph).encode().ljust(16, b"\0")}
+        kept |= {key: text.encode() for key, text in metadata.items()}
+        subgraph = file.table(
+            "SubGraph",
+            tensors=file.tables(self.tensors),
+            inputs=file.numbers([self.numbers[name] for name in graph.inputs]),
+            outputs=file.numbers([self.numbers[name] for name in graph.outputs]),
+            operators=file.tables(self.operators),
+            name=file.text(graph.name),
+        )
+        model = file.table(
+            "Model",
+            version=SCHEMA_VERSION,
+            operatorCodes=file.tables([self._operator_code(kind) for kind in self.codes]),
+            subgraphs=file.tables([subgraph]),
+            description=file.text(f"Edge Imputer: {graph.name}"),
+            metadata=file.tables([self._metadata(*item) for item in sorted(kept.items())]),
+            buffers=file.tables(self.buffers),  # after whatever adds one
+            signatureDefs=file.tables([self._signature()]),
+        )
+        return file.finish(model)
 
-    def _add_tensor(self, tensor: Tensor, scales: Array | None = None) -> int:
-        schema = self.schema
-        t = schema.TensorT()
-        t.name = tensor.name.encode()
-        t.shape = _int32(tensor.shape)
-        t.type = {"int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32}[tensor.dtype]
-        t.buffer = 0 if tensor.data is None else self._buffer(tensor.data)
+    def _quantised_linear(self) -> list[Op]:
+        return [op for op in self.graph.ops if _is_linear(op) and self.graph.quantised]
+
+    def _activation(self, tensor: Tensor, name: str) -> None:
+        self.numbers[tensor.name] = len(self.tensors)
+        self.tensors.append(self._tensor(tensor, name, 0))
+
+    def _constant(self, tensor: Tensor) -> int:
+        """Number of a constant; one that is there already, under whatever name, is taken again."""
+        assert tensor.data is not None
+        quantization = self._quantization(tensor)
+        key = (tensor.shape, tensor.dtype, tensor.data.tobytes(), quantization)
+        if key not in self.constants:
+            self.constants[key] = len(self.tensors)
+            self.tensors.append(self._tensor(tensor, tensor.name, self._buffer(tensor.data)))
+        return self.constants[key]
+
+    def _tensor(self, tensor: Tensor, name: str, buffer: int) -> int:
+        types = self.schema.TensorType
+        return self.file.table(
+            "Tensor",
+            shape=self.file.numbers(tensor.shape),
+            type=getattr(types, tensor.dtype.upper()),
+            buffer=buffer,
+            name=self.file.text(name) if name else None,
+            quantization=self._quantization(tensor),
+        )
+
+    def _quantization(self, tensor: Tensor) -> int | None:
+        scales, zero_point = self.bias_scales.get(tensor.name, tensor.weight_scales), 0
         if tensor.quant is not None:
-            t.quantization = self._quantization(
-                np.array([tensor.quant.scale], np.float32), tensor.quant.zero_point
-            )
-        elif tensor.weight_scales is not None or scales is not None:
-            t.quantization = self._quantization(
-                tensor.weight_scales if scales is None else scales, 0
-            )
-        self.tensors.append(t)
-        self.index[tensor.name] = len(self.tensors) - 1
-        return self.index[tensor.name]
+            scales, zero_point = np.array([tensor.quant.scale]), tensor.quant.zero_point
+        if scales is None:
+            return None
+        return self.file.table(
+            "QuantizationParameters",
+            scale=self.file.numbers(scales, "float32"),
+            zeroPoint=self.file.numbers([zero_point] * len(scales), "int64"),
+            quantizedDimension=self.axes.get(tensor.name, 0),
+        )
 
-    def _quantization(self, scales: Array | None, zero_point: int) -> Any:
-        q = self.schema.QuantizationParametersT()
-        q.scale = np.asarray(scales, np.float32)
-        q.zeroPoint = np.full(q.scale.shape, zero_point, np.int64)
-        q.quantizedDimension = 0
-        return q
+    def _buffer(self, data: Array | bytes) -> int:
+        buffer = self.file.table("Buffer", data=self.file.content(data))
+        if buffer not in self.buffers:
+            self.buffers.append(buffer)
+        return self.buffers.index(buffer)
 
-    def _buffer(self, data: Array) -> int:
-        self.buffers.append(_aligned_buffer(self.schema, data))
-        return len(self.buffers) - 1
+    def _operator(self, op: Op) -> int:
+        _version(self.graph, op.kind)
+        call = _CALLS[op.kind](self, op)
+        inputs = [self._operand(name) for name in op.inputs]
+        if op.kind == "embedding":
+            inputs.reverse()  # TFLite takes the table first
+        for values in call.constants:  # such as a shape
+            data = np.array(values, np.int32)
+            inputs.append(self._constant(Tensor("", data.shape, "int32", data=data)))
+        options: dict[str, int] = {}
+        if call.table:
+            options["builtinOptionsType"] = getattr(self.schema.BuiltinOptions, call.table)
+            options["builtinOptions"] = self.file.table(call.table, **call.fields)
+        return self.file.table(
+            "Operator",
+            opcodeIndex=self.codes.setdefault(op.kind, len(self.codes)),
+            inputs=self.file.numbers(inputs),
+            outputs=self.file.numbers([self.numbers[op.output]]),
+            **options,
+        )
 
-    def _constant(self, name: str, values: Any) -> int:
-        """An int32 constant that an operator takes as an input, such as a shape."""
-        data = _int32(values)
-        return self._add_tensor(Tensor(name, data.shape, "int32", data=data))
+    def _operand(self, name: str) -> int:
+        tensor = self.graph.tensors[name]
+        return self.numbers[name] if tensor.data is None else self._constant(tensor)
 
-    def _operator(self, op: Op) -> Any:
-        if op.kind not in OPERATORS:
-            raise ExportError(f"expected an operation among {sorted(OPERATORS)}, got {op.kind!r}")
-        o = self.schema.OperatorT()
-        o.opcodeIndex = self.codes.setdefault(op.kind, len(self.codes))
-        inputs = [self.index[name] for name in op.inputs]
-        options = _OPTIONS[op.kind](self, op, inputs)
-        o.inputs, o.outputs = _int32(inputs), _int32([self.index[op.output]])
-        if options is not None:
-            table = type(options).__name__.removesuffix("T")
-            o.builtinOptionsType = getattr(self.schema.BuiltinOptions, table)
-            o.builtinOptions = options
-        return o
+    def _operator_code(self, kind: str) -> int:
+        code = getattr(self.schema.BuiltinOperator, OPERATORS[kind].name)
+        return self.file.table(
+            "OperatorCode",
+            deprecatedBuiltinCode=code,  # the same number below 127
+            builtinCode=code,
+            version=_version(self.graph, kind)[0],
+        )
 
-    def _operator_code(self, kind: str) -> Any:
-        name, version, _ = OPERATORS[kind]
-        code = self.schema.OperatorCodeT()
-        code.builtinCode = getattr(self.schema.BuiltinOperator, name)
-        code.deprecatedBuiltinCode = code.builtinCode  # the same number below 127
-        code.version = version
-        return code
+    def _signature(self) -> int:
+        inputs, outputs = (
+            self.file.tables([self._tensor_map(name) for name in names])
+            for names in (self.graph.inputs, self.graph.outputs)
+        )
+        key = self.file.text("serving_default")
+        return self.file.table("SignatureDef", inputs=inputs, outputs=outputs, signatureKey=key)
 
-    def _signature(self) -> Any:
-        signature = self.schema.SignatureDefT()
-        signature.signatureKey = b"serving_default"
-        signature.subgraphIndex = 0
-        signature.inputs = [self._tensor_map(name) for name in self.graph.inputs]
-        signature.outputs = [self._tensor_map(name) for name in self.graph.outputs]
-        return signature
+    def _tensor_map(self, name: str) -> int:
+        number = self.numbers[name]
+        return self.file.table("TensorMap", name=self.file.text(name), tensorIndex=number)
 
-    def _tensor_map(self, name: str) -> Any:
-        entry = self.schema.TensorMapT()
-        entry.name, entry.tensorIndex = name.encode(), self.index[name]
-        return entry
-
-    def _metadata(self, name: bytes, data: bytes) -> Any:
-        entry = self.schema.MetadataT()
-        entry.name = name
-        entry.buffer = self._buffer(np.frombuffer(data, np.uint8))
-        return entry
+    def _metadata(self, key: str, content: bytes) -> int:
+        name, buffer = self.file.text(key), self._buffer(content)
+        return self.file.table("Metadata", name=name, buffer=buffer)
 
 
-def _bias_scales(graph: Graph, name: str) -> Array | None:
-    """Scales of a bias: input scale times weight scales, in float32; None for other tensors."""
-    for op in graph.ops:
-        if op.kind in ("conv2d", "fully_connected") and op.inputs[2] == name:
-            return bias_scales(graph, op)
-    return None
+def _is_linear(op: Op) -> bool:
+    return op.kind in WEIGHT_AXIS
 
 
-def _int32(values: Any) -> Array:
-    return np.array(values, np.int32)
+class _Call(NamedTuple):
+    """What an operator is given besides its tensors: its table of options, and integers."""
+
+    table: str
+    fields: Mapping[str, Any] = MappingProxyType({})
+    constants: tuple[Iterable[Any], ...] = ()
 
 
-def _aligned_buffer(schema: ModuleType, data: Array | None) -> Any:
-    """A schema buffer whose bytes begin at a multiple of 16.
-
-    The schema asks for that alignment, but the generated Python code does not give it.
-    """
-
-    class AlignedBuffer(schema.BufferT):  # type: ignore[name-defined, misc]
-        def Pack(self, builder: Any) -> Any:
-            content = None if data is None else np.ascontiguousarray(data).tobytes()
-            if content is not None:
-                builder.StartVector(1, len(content), ALIGNMENT)
-                builder.head -= len(content)
-                builder.Bytes[builder.head : builder.head + len(content)] = content
-                vector = builder.EndVector()
-            schema.BufferStart(builder)
-            if content is not None:
-                schema.BufferAddData(builder, vector)
-            return schema.BufferEnd(builder)
-
-    return AlignedBuffer()
-
-
-# Options of every operator; those that take constants append them to `inputs`.
-
-
-def _activation(writer: _Writer, op: Op) -> int:
-    kinds = writer.schema.ActivationFunctionType
+def _activation(w: _Writer, op: Op) -> int:
+    kinds = w.schema.ActivationFunctionType
     return int(kinds.RELU if op.attrs.get("relu") else kinds.NONE)
 
 
-def _conv2d(writer: _Writer, op: Op, inputs: list[int]) -> Any:
-    options = writer.schema.Conv2DOptionsT()
-    options.padding = writer.schema.Padding.VALID
-    options.strideH, options.strideW = op.attrs["stride"]
-    options.dilationHFactor = options.dilationWFactor = 1
-    options.fusedActivationFunction = _activation(writer, op)
-    return options
+def _window(w: _Writer, op: Op) -> dict[str, int]:
+    """How a window moves; it never reaches over the edge."""
+    stride_h, stride_w = op.attrs["stride"]
+    return {"padding": w.schema.Padding.VALID, "strideH": stride_h, "strideW": stride_w}
 
 
-def _fully_connected(writer: _Writer, op: Op, inputs: list[int]) -> Any:
-    options = writer.schema.FullyConnectedOptionsT()
-    options.fusedActivationFunction = _activation(writer, op)
-    return options
+def _conv2d(w: _Writer, op: Op) -> _Call:
+    fields = {**_window(w, op), "fusedActivationFunction": _activation(w, op)}
+    return _Call("Conv2DOptions", fields)
 
 
-def _plain(table: str | None) -> Callable[[_Writer, Op, list[int]], Any]:
+def _depthwise_conv2d(w: _Writer, op: Op) -> _Call:
+    dilation_h, dilation_w = op.attrs["dilation"]
+    fields = {
+        **_window(w, op),
+        "depthMultiplier": 1,
+        "fusedActivationFunction": _activation(w, op),
+        "dilationHFactor": dilation_h,
+        "dilationWFactor": dilation_w,
+    }
+    return _Call("DepthwiseConv2DOptions", fields)
+
+
+def _max_pool(w: _Writer, op: Op) -> _Call:
+    height, width = op.attrs["size"]
+    return _Call("Pool2DOptions", {**_window(w, op), "filterHeight": height, "filterWidth": width})
+
+
+def _mean(w: _Writer, op: Op) -> _Call:
+    last = len(w.graph.tensors[op.inputs[0]].shape) - 1
+    return _Call("ReducerOptions", {"keepDims": True}, ([last],))
+
+
+def _plain(table: str) -> Callable[[_Writer, Op], _Call]:
     """Options that stay at their defaults."""
-    return lambda writer, op, inputs: table and getattr(writer.schema, f"{table}T")()
+    return lambda w, op: _Call(table)
 
 
-def _gather(writer: _Writer, op: Op, inputs: list[int]) -> Any:
-    inputs.reverse()  # TFLite takes the table first
-    options = writer.schema.GatherOptionsT()
-    options.axis = 0
-    return options
-
-
-def _concat(writer: _Writer, op: Op, inputs: list[int]) -> Any:
-    options = writer.schema.ConcatenationOptionsT()
-    options.axis = op.attrs["axis"]
-    return options
-
-
-def _slice(writer: _Writer, op: Op, inputs: list[int]) -> Any:
-    for key in ("begin", "size"):
-        inputs.append(writer._constant(f"{op.output}/{key}", op.attrs[key]))
-    return writer.schema.SliceOptionsT()
-
-
-def _pad(writer: _Writer, op: Op, inputs: list[int]) -> Any:
-    inputs.append(writer._constant(f"{op.output}/paddings", op.attrs["paddings"]))
-    return writer.schema.PadOptionsT()
-
-
-def _reshape(writer: _Writer, op: Op, inputs: list[int]) -> Any:
-    inputs.append(writer._constant(f"{op.output}/shape", op.attrs["shape"]))
-    options = writer.schema.ReshapeOptionsT()
-    options.newShape = _int32(op.attrs["shape"])
-    return options
-
-
-_OPTIONS: dict[str, Callable[[_Writer, Op, list[int]], Any]] = {
+_CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
     "conv2d": _conv2d,
-    "fully_connected": _fully_connected,
+    "depthwise_conv2d": _depthwise_conv2d,
+    "fully_connected": lambda w, op: _Call(
+        "FullyConnectedOptions", {"fusedActivationFunction": _activation(w, op)}
+    ),
+    "batch_matmul": lambda w, op: _Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
     "add": _plain("AddOptions"),
     "sub": _plain("SubOptions"),
     "mul": _plain("MulOptions"),
-    "sigmoid": _plain(None),
-    "tanh": _plain(None),
-    "relu": _plain(None),
-    "embedding": _gather,
-    "concat": _concat,
-    "slice": _slice,
-    "pad": _pad,
-    "reshape": _reshape,
+    "minimum": _plain("MaximumMinimumOptions"),
+    "sigmoid": _plain(""),
+    "tanh": _plain(""),
+    "relu": _plain(""),
+    "softmax": lambda w, op: _Call("SoftmaxOptions", {"beta": 1.0}),
+    "l2_norm": _plain("L2NormOptions"),
+    "mean": _mean,
+    "max_pool": _max_pool,
+    "embedding": lambda w, op: _Call("GatherOptions", {"axis": 0}),
+    "concat": lambda w, op: _Call("ConcatenationOptions", {"axis": op.attrs["axis"]}),
+    "slice": lambda w, op: _Call("SliceOptions", {}, (op.attrs["begin"], op.attrs["size"])),
+    "pad": lambda w, op: _Call("PadOptions", {}, (op.attrs["paddings"],)),
+    "reshape": lambda w, op: _Call(
+        "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)
+    ),
+    "transpose": lambda w, op: _Call("TransposeOptions", {}, (op.attrs["perm"],)),
 }

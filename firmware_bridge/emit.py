@@ -108,11 +108,12 @@ def _sizes(encoder: Graph, imputer: Graph) -> dict[str, str]:
     sizes = {
         "FEATURE_FRAMES": features.shape[1],
         "N_MELS": features.shape[2],
+        "STEP_FRAMES": frame.shape[0],
         "D_MODEL": frame.shape[1],
         "WINDOW": window.shape[0],
         "CHUNK_SIZE": logits.shape[0],
         "VOCABULARY_SIZE": logits.shape[1],
-        "MASK_ID": _mask_id(imputer, ids.name),
+        "MASK_ID": _mask_id(imputer, ids.name, logits.shape[1]),
         "STATE_BYTES": sum(prod(encoder.tensors[name].shape) for name, _ in encoder.state_pairs),
     }
     macros = {f"EDIM_{name}": str(size) for name, size in sizes.items()}
@@ -147,25 +148,30 @@ def _check_form(encoder: Graph, imputer: Graph) -> None:
     logits = imputer.tensors[imputer.outputs[0]]
     fits = (
         features.shape == (1, *features.shape[1:3], 1)
-        and frame.shape == (1, *window.shape[1:])
+        and frame.shape[1:] == window.shape[1:]
         and ids.shape == window.shape[:1]
         and len(window.shape) == len(logits.shape) == 2
     )
     if not fits:
         raise ExportError(
-            "expected shapes (1, T, F, 1) -> (1, D) of the encoder and (W, D), (W,) -> (C, V) of "
+            "expected shapes (1, T, F, 1) -> (N, D) of the encoder and (W, D), (W,) -> (C, V) of "
             f"the head, got {features.shape} -> {frame.shape} and {window.shape}, {ids.shape} -> "
             f"{logits.shape}"
         )
 
 
-def _mask_id(imputer: Graph, ids: str) -> int:
-    """Largest token id: the last row of every table that embeds the alignment."""
+def _mask_id(imputer: Graph, ids: str, vocabulary_size: int) -> int:
+    """Largest token id: the last row of every table that embeds the alignment.
+
+    A head that does not look at it has no table; the mask follows the tokens there too.
+    """
     rows = {
         imputer.tensors[op.inputs[1]].shape[0]
         for op in imputer.ops
         if op.kind == "embedding" and op.inputs[0] == ids
     }
+    if not rows:
+        return vocabulary_size
     if len(rows) != 1:
         raise ExportError(f"{imputer.name}: expected one table that embeds {ids}, got {len(rows)}")
     return rows.pop() - 1
@@ -196,7 +202,8 @@ def _encoder_step(encoder: Graph) -> Step:
     outputs[encoder.outputs[0]] = Place("encoder_out", 0)
     signature = (
         "void edim_encoder_step(const int8_t features[EDIM_FEATURES],\n"
-        "                       int8_t state[EDIM_STATE_BYTES], int8_t encoder_out[EDIM_D_MODEL],\n"
+        "                       int8_t state[EDIM_STATE_BYTES],\n"
+        "                       int8_t encoder_out[EDIM_ENCODER_OUT],\n"
         "                       int8_t arena[EDIM_ARENA_BYTES])"
     )
     return Step(encoder, place(encoder, inputs, outputs), signature)

@@ -1,7 +1,8 @@
 """Where every tensor of a graph lies while the C code runs: a caller's buffer, or the arena.
 
-Reshapes and contiguous slices are views and cost nothing. An output is computed in place in the
-caller's buffer where nothing still reads what lies there, else it is copied at the end.
+Reshapes, contiguous slices and transpositions that move no byte are views and cost nothing. An
+output is computed in place in the caller's buffer where nothing still reads what lies there, else
+it is copied at the end.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from edge_imputer.export.graph import Graph, Op
 from edge_imputer.export.memory import Block, plan_blocks
 
 TILE, SHALLOW = 4, 16  # EDIM_TILE and EDIM_SHALLOW in edim_kernels.h
-
-LINEAR = frozenset({"conv2d", "fully_connected"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Placement:
     views : dict
         Outputs of operations that compute nothing: name -> (source, offset in bytes).
     scratch : dict
-        Arena offset of the scratch memory of a matrix multiplication, by output name.
+        Arena offset of an operation's scratch memory, by output name.
     copies : list of (tensor, place)
         Outputs to copy to the caller's buffer at the end.
     arena_bytes : int
@@ -98,8 +97,18 @@ def contiguous_offset(op: Op, shape: tuple[int, ...]) -> int | None:
     return sum(b * prod(shape[axis + 1 :]) for axis, b in enumerate(begin))
 
 
+def keeps_order(op: Op, shape: tuple[int, ...]) -> bool:
+    """Whether a transposition of a tensor of `shape` moves only axes of length 1: no byte moves."""
+    kept = [axis for axis in op.attrs["perm"] if shape[axis] > 1]
+    return kept == sorted(kept)
+
+
 def scratch_bytes(graph: Graph, op: Op) -> int:
-    """EDIM_FULLY_CONNECTED_SCRATCH or EDIM_CONV2D_SCRATCH of a layer."""
+    """What EDIM_FULLY_CONNECTED_SCRATCH and its like say of an operation; 0 where it needs none."""
+    if op.kind == "batch_matmul":
+        return TILE * graph.tensors[op.inputs[0]].shape[2] if op.attrs["transposed"] else 0
+    if op.kind not in ("conv2d", "fully_connected"):
+        return 0
     rows, *inner = graph.tensors[op.inputs[1]].shape
     shallow = op.kind == "conv2d" and prod(inner) < SHALLOW
     return (rows if shallow else TILE) * prod(inner)
@@ -107,15 +116,17 @@ def scratch_bytes(graph: Graph, op: Op) -> int:
 
 def _views(graph: Graph, states: set[str]) -> dict[str, tuple[str, int]]:
     """Outputs that need no memory. A state is never viewed: it may be overwritten meanwhile."""
+    copied = states | {name for name, tensor in graph.tensors.items() if tensor.data is not None}
     views: dict[str, tuple[str, int]] = {}
     for op in graph.ops:
         source = op.inputs[0]
+        shape = graph.tensors[source].shape
         offset: int | None = None
-        if op.kind == "reshape":
+        if op.kind == "reshape" or (op.kind == "transpose" and keeps_order(op, shape)):
             offset = 0
         elif op.kind == "slice":
-            offset = contiguous_offset(op, graph.tensors[source].shape)
-        if offset is not None and _root(views, source)[0] not in states:
+            offset = contiguous_offset(op, shape)
+        if offset is not None and _root(views, source)[0] not in copied:
             views[op.output] = (source, offset)
     return views
 
@@ -142,8 +153,9 @@ def _place_in_arena(graph: Graph, plan: Placement, last: dict[str, int]) -> None
     """Give every tensor that has no place yet, and every scratch memory, a part of the arena."""
     blocks: dict[str, Block] = {}
     for i, op in enumerate(graph.ops):
-        if op.kind in LINEAR:
-            blocks[f"{op.output} scratch"] = Block(scratch_bytes(graph, op), i, i)
+        scratch = scratch_bytes(graph, op)
+        if scratch:
+            blocks[f"{op.output} scratch"] = Block(scratch, i, i)
         if op.output not in plan.views and op.output not in plan.places:
             size = prod(graph.tensors[op.output].shape)
             blocks[op.output] = Block(size, i, max(i, last.get(op.output, i)))

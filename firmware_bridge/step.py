@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -9,13 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.errors import ExportError
-from edge_imputer.export.graph import Graph, Op
+from edge_imputer.export.graph import WEIGHT_AXIS, Graph, Op
 from edge_imputer.export.op_params import (
     SUM_LEFT_SHIFT,
     AccumulatorParams,
+    MatmulParams,
+    MeanParams,
+    MoveParams,
     MulParams,
+    NormParams,
     PadParams,
     ReluParams,
+    SoftmaxParams,
     SumParams,
     TableParams,
     constant_of,
@@ -24,6 +31,7 @@ from edge_imputer.export.op_params import (
 
 from .c_text import Names, integers, struct, table
 from .placement import Placement
+from .strides import Dimension, boxes, broadcast, filled, offset, transposed
 
 PARAMETERS = {"features", "state", "encoder_out", "encoder_window", "alignment", "logits", "arena"}
 LARGEST_DEPTH = 2**16  # up to here sums of uint8 times int8 products fit an int32
@@ -66,56 +74,42 @@ class Step:
 
     def function(self) -> str:
         """The definition of the C function."""
-        used = {at.base for at in self.placement.places.values()} | (
-            {"arena"} if self.placement.scratch else set()
+        body = "".join(self._body).lstrip("\n")
+        ignored = "".join(
+            f"    (void){name};\n"
+            for name in ("alignment", "arena")
+            if re.search(rf"\b{name}\b", self.signature) and not re.search(rf"\b{name}\b", body)
         )
-        ignored = "" if "arena" in used else "    (void)arena;\n"
         result = f"\n    return {self.result};\n" if self.result else ""
-        return f"{self.signature} {{\n{ignored}{''.join(self._body).lstrip(chr(10))}{result}}}\n"
+        return f"{self.signature} {{\n{ignored}{body}{result}}}\n"
 
     def _emit(self, op: Op) -> None:
         params = op_params(self.graph, op)
-        if isinstance(params, AccumulatorParams):
-            self._linear(op, params)
-        elif isinstance(params, SumParams):
-            self._sum(op, params)
-        elif isinstance(params, MulParams):
-            self._product(op, params)
-        elif isinstance(params, TableParams):
-            lut = self._table(f"{op.output}.table", params.table)
-            self._elementwise(op, "edim_lookup", lut)
-        elif isinstance(params, ReluParams):
-            self._elementwise(op, "edim_relu", params.zero_point)
-        elif isinstance(params, PadParams):
-            self._pad(op, params)
-        elif op.kind == "embedding":
-            self._embedding(op)
-        elif op.kind == "concat":
-            self._concat(op)
-        elif op.kind == "slice":
-            self._slice(op)
-        else:  # a reshape of a state, which may not be a view
-            self._call("edim_copy", *self._moved(op), self._size(op.output))
+        if isinstance(params, MoveParams):
+            _MOVES[op.kind](self, op)
+        else:
+            _COMPUTES[type(params)](self, op, params)
 
     def _linear(self, op: Op, params: AccumulatorParams) -> None:
-        """conv2d and fully_connected."""
+        """conv2d, depthwise_conv2d and fully_connected."""
         x, weight, bias = op.inputs
-        data = constant_of(self.graph, weight, "int8")
-        rows, depth = len(data), data[0].size
+        data, axis = constant_of(self.graph, weight, "int8"), WEIGHT_AXIS[op.kind]
+        rows = data.shape[axis]
+        depth = data.size // rows
         if depth > LARGEST_DEPTH:
             raise ExportError(
                 f"{weight}: expected at most {LARGEST_DEPTH} weights a row, got {depth}; an "
                 "int32 accumulator could overflow"
             )
         name = op.output
-        sums = data.reshape(rows, -1).sum(axis=1, dtype=np.int64).astype(np.int32)
+        summed = tuple(k for k in range(data.ndim) if k != axis)
         layer = self._struct(
             "edim_linear",
             name,
             {
                 "weight": self._table(weight, data),
                 "bias": self._table(bias, constant_of(self.graph, bias, "int32")),
-                "weight_sum": self._table(f"{name}.weight_sum", sums),
+                "weight_sum": self._table(f"{name}.weight_sum", data.sum(summed, np.int32)),
                 "multiplier": self._table(f"{name}.multiplier", _int32(params.multipliers)),
                 "shift": self._table(f"{name}.shift", params.shifts.astype(np.int8)),
                 "rows": rows,
@@ -125,29 +119,63 @@ class Step:
                 "output_min": params.clamp[0],
             },
         )
-        scratch = f"arena + {self.placement.scratch[name]}"
+        source, target = self._moved(op)
         if op.kind == "fully_connected":
             n = self.graph.tensors[x].shape[0]
-            source, target = self._moved(op)
+            scratch = self._scratch(op)
             self._call("edim_fully_connected", layer, source, n, target, scratch)
+            return
+        fields = self._geometry(op, self.graph.tensors[weight].shape[1:3])
+        if op.kind == "conv2d":
+            conv = self._struct("edim_conv", f"{name}.window", fields)
+            self._call("edim_conv2d", layer, conv, source, target, self._scratch(op))
         else:
-            conv = self._struct("edim_conv", f"{name}.window", self._geometry(op))
-            self._call("edim_conv2d", layer, conv, *self._moved(op), scratch)
+            window = self._window(op, fields, op.attrs["dilation"])
+            self._call("edim_depthwise_conv2d", layer, window, source, target)
 
-    def _geometry(self, op: Op) -> dict[str, object]:
+    def _geometry(self, op: Op, kernel: tuple[int, ...]) -> dict[str, object]:
         _, _, freq, channels = self.graph.tensors[op.inputs[0]].shape
-        _, kernel_time, kernel_freq, _ = self.graph.tensors[op.inputs[1]].shape
         _, out_time, out_freq, _ = self.graph.tensors[op.output].shape
         return {
             "freq": freq,
             "channels": channels,
-            "kernel_time": kernel_time,
-            "kernel_freq": kernel_freq,
+            "kernel_time": kernel[0],
+            "kernel_freq": kernel[1],
             "stride_time": op.attrs["stride"][0],
             "stride_freq": op.attrs["stride"][1],
             "out_time": out_time,
             "out_freq": out_freq,
         }
+
+    def _window(self, op: Op, fields: dict[str, object], dilation: tuple[int, int]) -> str:
+        apart = {"dilation_time": dilation[0], "dilation_freq": dilation[1]}
+        return self._struct("edim_window", f"{op.output}.window", fields | apart)
+
+    def _max_pool(self, op: Op) -> None:
+        window = self._window(op, self._geometry(op, op.attrs["size"]), (1, 1))
+        self._call("edim_max_pool", window, *self._moved(op))
+
+    def _matmul(self, op: Op, params: MatmulParams) -> None:
+        (batch, n, depth), (*_, columns) = (
+            self.graph.tensors[name].shape for name in (op.inputs[0], op.output)
+        )
+        fields = {
+            "output": integers((params.multiplier, params.shift)),
+            **_zero_points(params.zero_points),
+            "batch": batch,
+            "n": n,
+            "depth": depth,
+            "columns": columns,
+            "transposed": int(op.attrs["transposed"]),
+        }
+        matmul = self._struct("edim_matmul", op.output, fields)
+        x, y = (self._read(name) for name in op.inputs)
+        self._call("edim_batch_matmul", matmul, x, y, self._write(op.output), self._scratch(op))
+
+    def _scratch(self, op: Op) -> str:
+        """The C expression of an operation's scratch memory."""
+        at = self.placement.scratch.get(op.output)
+        return "0" if at is None else f"arena + {at}"
 
     def _sum(self, op: Op, params: SumParams) -> None:
         """add and sub."""
@@ -161,10 +189,55 @@ class Step:
         fields = {"output": integers((params.multiplier, params.shift))}
         self._binary(op, "edim_product", "edim_mul", fields | _zero_points(params.zero_points))
 
+    def _minimum(self, op: Op) -> None:
+        self._elements(op, "edim_minimum")
+
     def _binary(self, op: Op, kind: str, kernel: str, fields: dict[str, Any]) -> None:
-        constants = self._struct(kind, op.output, fields)
-        x, y = (self._read(name) for name in op.inputs)
-        self._call(kernel, constants, x, y, self._size(op.output), self._write(op.output))
+        self._elements(op, kernel, self._struct(kind, op.output, fields))
+
+    def _elements(self, op: Op, kernel: str, *constants: str) -> None:
+        """Call an elementwise kernel of two inputs, in the form that repeats them where it must."""
+        x, y, shape = (self.graph.tensors[name].shape for name in (*op.inputs, op.output))
+        dimensions = broadcast(shape, x, y)
+        inputs = [self._read(name) for name in op.inputs]
+        target = self._write(op.output)
+        if dimensions == [(self._size(op.output), 1, 1)]:
+            self._call(kernel, *constants, *inputs, self._size(op.output), target)
+            return
+        name = f"{op.output}.shape"
+        values = zip(("size", "x_stride", "y_stride"), filled(name, dimensions), strict=True)
+        fields = {key: integers(value) for key, value in values}
+        spread = self._struct("edim_broadcast", name, fields)
+        self._call(f"{kernel}_broadcast", *constants, spread, *inputs, target)
+
+    def _lookup(self, op: Op, params: TableParams) -> None:
+        """sigmoid and tanh."""
+        self._elementwise(op, "edim_lookup", self._table(f"{op.output}.table", params.table))
+
+    def _relu(self, op: Op, params: ReluParams) -> None:
+        self._elementwise(op, "edim_relu", params.zero_point)
+
+    def _softmax(self, op: Op, params: SoftmaxParams) -> None:
+        self._rowwise(op, "edim_softmax", self._table(f"{op.output}.table", params.table))
+
+    def _norm(self, op: Op, params: NormParams) -> None:
+        self._rowwise(op, "edim_l2_norm", params.zero_point)
+
+    def _rowwise(self, op: Op, kernel: str, constant: object) -> None:
+        source, target = self._moved(op)
+        depth = self.graph.tensors[op.output].shape[-1]
+        self._call(kernel, constant, source, self._size(op.output) // depth, depth, target)
+
+    def _mean(self, op: Op, params: MeanParams) -> None:
+        fields = {
+            "output": integers((params.multiplier, params.shift)),
+            "input_zero_point": params.zero_points[0],
+            "output_zero_point": params.zero_points[1],
+            "depth": self.graph.tensors[op.inputs[0]].shape[-1],
+        }
+        average = self._struct("edim_average", op.output, fields)
+        source, target = self._moved(op)
+        self._call("edim_mean", average, source, self._size(op.output), target)
 
     def _elementwise(self, op: Op, kernel: str, constant: object) -> None:
         source, target = self._moved(op)
@@ -201,6 +274,15 @@ class Step:
         box = f"{op.output}.box"
         self._copy(box, size, source, shape, tuple(op.attrs["begin"]), target, size, zeros)
 
+    def _transpose(self, op: Op) -> None:
+        dimensions = transposed(self.graph.tensors[op.inputs[0]].shape, op.attrs["perm"])
+        self._copy_dimensions(f"{op.output}.box", dimensions, *self._moved(op))
+
+    def _reshape(self, op: Op) -> None:
+        """Of a state or a constant, which cannot be a view."""
+        source, target = self._moved(op)
+        self._call("edim_copy", target, source, self._size(op.output))
+
     def _pad(self, op: Op, params: PadParams) -> None:
         source, target = self._moved(op)
         shape, padded = (self.graph.tensors[n].shape for n in (op.inputs[0], op.output))
@@ -221,22 +303,25 @@ class Step:
         target_begin: tuple[int, ...],
     ) -> None:
         """Copy a box of `size` elements from within one tensor to within another."""
-        source = _offset(source, source_shape, source_begin)
-        target = _offset(target, target_shape, target_begin)
-        size, source_strides, target_strides = _merge(size, source_shape, target_shape)
-        if len(size) == 1:
-            self._call("edim_copy", target, source, size[0])
+        dimensions = boxes(size, source_shape, target_shape)
+        source = _plus(source, offset(source_shape, source_begin))
+        target = _plus(target, offset(target_shape, target_begin))
+        self._copy_dimensions(name, dimensions, source, target)
+
+    def _copy_dimensions(
+        self, name: str, dimensions: list[Dimension], source: str, target: str
+    ) -> None:
+        if [first for _, first, _ in dimensions] == [1]:
+            self._call("edim_copy", target, source, dimensions[0][0])
             return
-        if len(size) > 4:
-            raise ExportError(f"{name}: expected a copy of at most 4 dimensions, got {size}")
-        fill = 4 - len(size)
+        size, source_strides, target_strides = filled(name, dimensions)
         box = self._struct(
             "edim_box",
             name,
             {
-                "size": integers((1,) * fill + size),
-                "source_stride": integers((0,) * fill + source_strides),
-                "target_stride": integers((0,) * fill + target_strides),
+                "size": integers(size),
+                "source_stride": integers(source_strides),
+                "target_stride": integers(target_strides[:3]),
             },
         )
         self._call("edim_copy_box", box, source, target)
@@ -268,6 +353,8 @@ class Step:
 
     def _pointer(self, name: str, kind: str) -> str:
         """The expression of a tensor's address; declares a variable at its first use."""
+        if self.graph.tensors[name].data is not None:
+            return self._table(name, constant_of(self.graph, name, "int8"))
         at = self.placement.places[name]
         if at.offset == 0 and at.base not in ("arena", "state"):
             return at.base
@@ -300,39 +387,28 @@ def _zero_points(values: tuple[int, int, int]) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def _plus(pointer: str, elements: int) -> str:
+    return f"{pointer} + {elements}" if elements else pointer
 
 
-def _offset(pointer: str, shape: tuple[int, ...], begin: tuple[int, ...]) -> str:
-    offset = sum(b * s for b, s in zip(begin, _strides(shape), strict=True))
-    return f"{pointer} + {offset}" if offset else pointer
-
-
-def _merge(
-    size: tuple[int, ...], source: tuple[int, ...], target: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Fold the dimensions of a box that are contiguous in both tensors.
-
-    Returns
-    -------
-    size, source strides, target strides : tuples
-        The strides of all dimensions but the last, which is contiguous.
-    """
-    merged: list[tuple[int, int, int]] = []  # (size, source stride, target stride), inner first
-    triples = zip(size, _strides(source), _strides(target), strict=True)
-    for n, from_stride, to_stride in reversed(list(triples)):
-        if merged:
-            inner, inner_from, inner_to = merged[-1]
-            if n == 1:
-                continue
-            if (from_stride, to_stride) == (inner * inner_from, inner * inner_to):
-                merged[-1] = (n * inner, inner_from, inner_to)
-                continue
-        merged.append((n, from_stride, to_stride))
-    merged.reverse()
-    return (
-        tuple(n for n, _, _ in merged),
-        tuple(s for _, s, _ in merged[:-1]),
-        tuple(t for _, _, t in merged[:-1]),
-    )
+_COMPUTES: dict[type, Callable[[Step, Op, Any], None]] = {
+    AccumulatorParams: Step._linear,
+    MatmulParams: Step._matmul,
+    SumParams: Step._sum,
+    MulParams: Step._product,
+    MeanParams: Step._mean,
+    SoftmaxParams: Step._softmax,
+    NormParams: Step._norm,
+    TableParams: Step._lookup,
+    ReluParams: Step._relu,
+    PadParams: Step._pad,
+}
+_MOVES: dict[str, Callable[[Step, Op], None]] = {
+    "embedding": Step._embedding,
+    "concat": Step._concat,
+    "slice": Step._slice,
+    "reshape": Step._reshape,
+    "transpose": Step._transpose,
+    "minimum": Step._minimum,
+    "max_pool": Step._max_pool,
+}

@@ -48,6 +48,12 @@ def import_or_skip(module: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def micro() -> ModuleType:
+    """The interpreter of TensorFlow Lite Micro; it has wheels for Linux on x86-64 only."""
+    return import_or_skip("tflite_micro.python.tflite_micro.runtime")
+
+
+@pytest.fixture(scope="session")
 def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the default size with random weights, all artefacts in it."""
     from edge_imputer.cli.benches import untrained_bundle

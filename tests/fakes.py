@@ -100,7 +100,7 @@ class FakeBackend:
         x = np.concatenate([features.ravel(), state[0]])
         gate = 1 / (1 + np.exp(-(x @ self._gate)))
         h = (gate * state[0] + (1 - gate) * np.tanh(x @ self._candidate)).astype(np.float32)
-        return h, (h,)
+        return h[np.newaxis], (h,)
 
     def imputer_step(self, encoder_window: Array, alignment_window: Int32) -> Float32:
         assert encoder_window.shape == (self.spec.head.window, self.spec.encoder.d_model)
@@ -131,7 +131,7 @@ class ScriptedBackend(FakeBackend):
 
     def encoder_step(self, features: Float32, state: State) -> tuple[Array, State]:
         number = state[0] + 1
-        return number, (number,)
+        return number[np.newaxis], (number,)
 
     def imputer_step(self, encoder_window: Array, alignment_window: Int32) -> Float32:
         self.n_head_calls += 1

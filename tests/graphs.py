@@ -9,20 +9,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from edge_imputer.export.build import GraphBuilder, build_graphs
-from edge_imputer.export.graph import KINDS, SHARES_SCALE, Array, Graph
-from edge_imputer.export.quantize import OUTPUT_QUANT, Calibration, quantise
+from edge_imputer.export.build import build_graphs
+from edge_imputer.export.builder import GraphBuilder
+from edge_imputer.export.calibration import Calibration
+from edge_imputer.export.graph import KINDS, SHARES_SCALE, WEIGHT_AXIS, Array, Graph
+from edge_imputer.export.quantize import OUTPUT_QUANT, quantise
 from edge_imputer.export.simulate import calibrate_and_quantise
 from edge_imputer.quantization import QuantParams
 from edge_imputer.specs import (
     ConvSpec,
     CrnnSpec,
+    EncoderSpec,
     FeatureSpec,
     ImputerSpec,
     ModelSpec,
     TokenSpec,
 )
-from edge_imputer.train.encoders import CrnnEncoder
+from edge_imputer.train.encoders import Encoder, build_encoder
 from edge_imputer.train.imputer import ImputerHead
 from edge_imputer.train.layers.norm import MaskedBatchNorm1d
 
@@ -36,23 +39,24 @@ def model_spec(
     n_mels: int = 12,
     gru_layers: int = 1,
     hidden: int = 10,
+    encoder: EncoderSpec | None = None,
     **head: object,
 ) -> ModelSpec:
-    """A small model; `head` are fields of `ImputerSpec`."""
+    """A small model, a CRNN unless an encoder is given; `head` are fields of `ImputerSpec`."""
     fields: dict[str, object] = {"width": 8, "depth": 2, "kernel": 3, "block_size": 4}
     fields |= {"schedule": (2, 1, 1)} | head
     return ModelSpec(
         features=FeatureSpec(n_mels=n_mels, mean=-8.0, std=3.0),
-        encoder=CrnnSpec(conv=conv, gru_layers=gru_layers, hidden=hidden),
+        encoder=encoder or CrnnSpec(conv=conv, gru_layers=gru_layers, hidden=hidden),
         head=ImputerSpec(**fields),  # type: ignore[arg-type]
         tokens=TokenSpec(characters=(" ", "a", "b", "c", "d")),
     )
 
 
-def modules(spec: ModelSpec, seed: int = 0) -> tuple[CrnnEncoder, ImputerHead]:
+def modules(spec: ModelSpec, seed: int = 0) -> tuple[Encoder, ImputerHead]:
     """Untrained modules with random weights, those of the normalisation too."""
     torch.manual_seed(seed)
-    encoder = CrnnEncoder(spec.encoder, spec.features).eval()
+    encoder = build_encoder(spec.encoder, spec.features).eval()
     for module in encoder.modules():
         if isinstance(module, MaskedBatchNorm1d):
             for tensor, low, high in (
@@ -135,20 +139,56 @@ def raw_int_layer(kind: str, rng: Rng) -> Graph:
     op = graph.ops[0]
     shared = _quant(rng)
     for tensor in graph.tensors.values():
-        if tensor.dtype == "float32" and (tensor.data is None or kind == "embedding"):
+        if tensor.dtype == "float32" and (tensor.data is None or kind not in WEIGHT_AXIS):
             tensor.quant = shared if kind in SHARES_SCALE or kind == "embedding" else _quant(rng)
             tensor.dtype = "int8"
             if tensor.data is not None:
                 tensor.data = rng.integers(-128, 128, tensor.shape).astype(np.int8)
     if kind in OUTPUT_QUANT:
         graph.tensors[op.output].quant = OUTPUT_QUANT[kind]
-    if kind in ("conv2d", "fully_connected"):
+    if kind in WEIGHT_AXIS:
         weight, bias = (graph.tensors[name] for name in op.inputs[1:])
         weight.data = rng.integers(-127, 128, weight.shape).astype(np.int8)
-        weight.weight_scales = (10 ** rng.uniform(-4, 0, weight.shape[0])).astype(np.float32)
+        weight.weight_scales = (10 ** rng.uniform(-4, 0, bias.shape[0])).astype(np.float32)
         bias.data = rng.integers(-(2**18), 2**18, bias.shape).astype(np.int32)
         weight.dtype, bias.dtype = "int8", "int32"
     return graph
+
+
+def block_of_everything(rng: Rng) -> Graph:
+    """A quantised graph with an operation of every kind: attention, convolutions, a state."""
+    frames, width, heads = 6, 8, 2
+    g = GraphBuilder("block")
+    ids, x = g.input("ids", (frames,), "int32"), g.input("x", (frames, width))
+    state = g.input("past.state", (1, 2, 1, width))
+    x = g.binary("add", "embedded", x, g.embedding("tokens", ids, _normal(rng, 5, width)))
+    qkv = g.fully_connected("qkv", x, _normal(rng, 3 * width, width), _normal(rng, 3 * width))
+    parts = []
+    for k in range(3):
+        part = g.slice(f"part{k}", qkv, 1, k * width, width)
+        part = g.reshape(f"split{k}", part, (frames, heads, width // heads))
+        parts.append(g.transpose(f"heads{k}", part, (1, 0, 2)))
+    scores = g.batch_matmul("scores", parts[0], parts[1], transposed=True)
+    bound = g.constant("bound", np.triu(np.full((1, frames, frames), 9.0, np.float32)) - 4.5)
+    weights = g.unary("softmax", "weights", g.binary("minimum", "masked", scores, bound))
+    seen = g.transpose("frames", g.batch_matmul("seen", weights, parts[2]), (1, 0, 2))
+    x = g.binary("add", "residual", x, g.reshape("joined", seen, (frames, width)))
+    x = g.unary("l2_norm", "direction", g.binary("sub", "centred", x, g.mean("mean", x)))
+    x = g.binary("mul", "scaled", x, g.constant("gain", _normal(rng, 1, width)))
+    rows = g.concat("rows", (state, g.reshape("image", x, (1, frames, 1, width))), 1)
+    after = g.slice("past.after", rows, 1, frames, 2)
+    weight = _normal(rng, 1, 2, 1, width)
+    rows = g.depthwise_conv2d("depthwise", rows, weight, _normal(rng, width), dilation=(2, 1))
+    weight = _normal(rng, width, 1, 1, width)
+    rows = g.conv2d("pointwise", rows, weight, _normal(rng, width), (1, 1), relu=False)
+    rows = g.pad("padded", g.unary("relu", "relu", rows), 2, 1, 1)
+    x = g.transpose("channels", g.max_pool("pooled", rows, (2, 2), (2, 1)), (0, 3, 2, 1))
+    out = g.binary("mul", "out", g.unary("tanh", "tanh", x), g.unary("sigmoid", "sigmoid", x))
+    g.graph.outputs, g.graph.n_states = [out, after], 1
+    calibration = Calibration(g.graph)
+    for inputs in feeds(g.graph, rng, 4):
+        calibration.run(inputs)
+    return quantise(g.graph, calibration.ranges)
 
 
 def _quant(rng: Rng) -> QuantParams:
@@ -186,9 +226,51 @@ def _fully_connected(g: GraphBuilder, rng: Rng) -> str:
     return g.fully_connected("y", x, _normal(rng, m, k), _normal(rng, m), relu)
 
 
-def _binary(kind: str, g: GraphBuilder, rng: Rng) -> str:
+def _depthwise_conv2d(g: GraphBuilder, rng: Rng) -> str:
+    kernel, stride, dilation = rng.integers(1, 4, 2), rng.integers(1, 3, 2), rng.integers(1, 3, 2)
+    if (dilation > 1).any():  # TFLite has no stride beside it
+        stride = np.ones(2, int)
+    size = (kernel - 1) * dilation + 1 + rng.integers(0, 5, 2)
+    channels = int(rng.integers(1, 20))
+    return g.depthwise_conv2d(
+        "y",
+        g.input("x", (1, int(size[0]), int(size[1]), channels)),
+        _normal(rng, 1, int(kernel[0]), int(kernel[1]), channels),
+        _normal(rng, channels),
+        stride=(int(stride[0]), int(stride[1])),
+        dilation=(int(dilation[0]), int(dilation[1])),
+        relu=bool(rng.integers(2)),
+    )
+
+
+def _batch_matmul(g: GraphBuilder, rng: Rng) -> str:
+    batch, n, depth, m = (int(i) for i in rng.integers(1, 12, 4))
+    transposed = bool(rng.integers(2))
+    y = (batch, m, depth) if transposed else (batch, depth, m)
+    x = g.input("a", (batch, n, depth))
+    return g.batch_matmul("y", x, g.input("b", y), transposed=transposed)
+
+
+def _max_pool(g: GraphBuilder, rng: Rng) -> str:
+    size, stride = rng.integers(1, 4, 2), rng.integers(1, 4, 2)
+    length = size + rng.integers(0, 5, 2)
+    x = g.input("x", (1, int(length[0]), int(length[1]), int(rng.integers(1, 9))))
+    return g.max_pool("y", x, (int(size[0]), int(size[1])), (int(stride[0]), int(stride[1])))
+
+
+def _transpose(g: GraphBuilder, rng: Rng) -> str:
     shape = _shape(rng)
-    return g.binary(kind, "y", g.input("a", shape), g.input("b", shape))
+    return g.transpose("y", g.input("x", shape), tuple(map(int, rng.permutation(len(shape)))))
+
+
+def _binary(kind: str, g: GraphBuilder, rng: Rng) -> str:
+    """Of one shape, or broadcast; or with a constant."""
+    shape = _shape(rng)
+    other = tuple(n if rng.random() < 0.7 else 1 for n in shape) if rng.random() < 0.5 else shape
+    x = g.input("a", shape)
+    if rng.random() < 0.3:
+        return g.binary(kind, "y", x, g.constant("b", _normal(rng, *other)))
+    return g.binary(kind, "y", x, g.input("b", other))
 
 
 def _embedding(g: GraphBuilder, rng: Rng) -> str:
@@ -224,7 +306,15 @@ def _reshape(g: GraphBuilder, rng: Rng) -> str:
 
 _ADD = {
     "conv2d": _conv2d,
+    "depthwise_conv2d": _depthwise_conv2d,
     "fully_connected": _fully_connected,
+    "batch_matmul": _batch_matmul,
+    "minimum": lambda g, rng: _binary("minimum", g, rng),
+    "softmax": lambda g, rng: g.unary("softmax", "y", g.input("x", _shape(rng))),
+    "l2_norm": lambda g, rng: g.unary("l2_norm", "y", g.input("x", _shape(rng))),
+    "mean": lambda g, rng: g.mean("y", g.input("x", _shape(rng))),
+    "max_pool": _max_pool,
+    "transpose": _transpose,
     "add": lambda g, rng: _binary("add", g, rng),
     "sub": lambda g, rng: _binary("sub", g, rng),
     "mul": lambda g, rng: _binary("mul", g, rng),

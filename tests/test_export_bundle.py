@@ -22,8 +22,15 @@ from edge_imputer.export.graph import Graph
 from edge_imputer.export.memory import plan
 from edge_imputer.export.parity import same_arrays
 from edge_imputer.export.reference import zero_feeds
-from edge_imputer.export.simulate import calibrate_and_quantise, graph_record
+from edge_imputer.export.simulate import (
+    calibrate_and_quantise,
+    graph_record,
+    reference_backend,
+)
+from edge_imputer.firmware_bridge.emit import write_native
+from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.recognizer import Recognizer
+from edge_imputer.specs import AttentionSpec, ConformerSpec, TcnSpec
 
 from .graphs import model_spec, modules, small_model, waveforms
 
@@ -295,3 +302,51 @@ def test_card_escapes_what_would_break_its_tables() -> None:
         files={},
     )
     assert "| data | a\\|b c |" in model_card(manifest)
+
+
+WHOLE_MODELS = {
+    "tcn, attention": model_spec(
+        encoder=TcnSpec(channels=8, stacks=((1, 2), (1, 4))), mixer="attention", heads=2
+    ),
+    "conformer": model_spec(
+        encoder=ConformerSpec(
+            d_model=16,
+            n_layers=2,
+            subsampling_channels=4,
+            kernel=5,
+            attention=AttentionSpec(heads=2, block=4, left_context=3, memory_blocks=3),
+        )
+    ),
+    "ctc": model_spec(mixer="none", schedule=(4,)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_MODELS)
+def test_every_kind_of_model_is_exported_and_decodes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From samples to committed chunks: the exact integers, and three runtimes of one bundle."""
+    monkeypatch.setenv("EDGE_IMPUTER_CACHE", str(tmp_path / "cache"))
+    spec = WHOLE_MODELS[name]
+    encoder, head = modules(spec)
+    made = export(
+        tmp_path / "bundle", encoder=encoder, head=head, spec=spec, emitters=(write_native,)
+    )
+    floats = build_graphs(encoder, head, spec)
+    exact = reference_backend(*calibrate_and_quantise(*floats, spec, waveforms()), spec)
+    (waveform,) = waveforms(1, seconds=1.2, seed=4)
+    chunks = {
+        backend if isinstance(backend, str) else backend.name: StreamingDecoder(
+            made, backend=backend
+        ).decode(waveform)
+        for backend in (exact, "native", "onnx", "litert", "onnx-float")
+    }
+    wanted = chunks.pop("reference")
+    for one, other in zip(wanted, chunks.pop("native"), strict=True):
+        np.testing.assert_array_equal(one.log_probs, other.log_probs)
+    step = made.manifest.graph("imputer").outputs[0].quant
+    assert step is not None
+    for found in chunks.values():
+        assert len(found) == len(wanted)
+        for one, other in zip(wanted, found, strict=True):
+            assert np.abs(one.log_probs - other.log_probs).mean() < 12 * step.scale

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from edge_imputer.errors import ExportError
-from edge_imputer.export.build import GraphBuilder, build_graphs, macs
-from edge_imputer.export.graph import KINDS
+from edge_imputer.export.build import build_graphs
+from edge_imputer.export.builder import GraphBuilder
+from edge_imputer.export.graph import KINDS, macs
 from edge_imputer.export.memory import weight_bytes
 from edge_imputer.export.reference import Interpreter, run_float, run_int, zero_feeds
 from edge_imputer.specs import (
@@ -20,10 +21,7 @@ from edge_imputer.specs import (
     ImputerSpec,
     ModelSpec,
     TokenSpec,
-    preset,
 )
-from edge_imputer.train.encoders import build_encoder
-from edge_imputer.train.imputer import ImputerHead
 
 from .graphs import model_spec, modules
 
@@ -168,15 +166,16 @@ def test_a_weight_that_the_graph_would_drop_is_refused() -> None:
     spec = model_spec()
     encoder, head = modules(spec)
     head.gain = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(ExportError, match="every weight of the head, but nothing reads gain"):
+    with pytest.raises(ExportError, match="every weight of the imputer, but nothing reads gain"):
         build_graphs(encoder, head, spec)
 
 
 def test_builder_refuses_what_does_not_fit() -> None:
     g = GraphBuilder("g")
     x, y = g.input("x", (1, 3)), g.input("y", (1, 4))
-    with pytest.raises(ExportError, match="expected one shape"):
-        g.binary("add", "sum", x, y)
+    for kind in ("add", "sub", "mul", "minimum"):
+        with pytest.raises(ExportError, match=r"shapes that broadcast, got \(1, 3\), \(1, 4\)"):
+            g.binary(kind, "sum", x, y)
     with pytest.raises(ExportError, match="two tensors are named 'x'"):
         g.input("x", (1, 3))
     with pytest.raises(ExportError, match="expected positive dimensions"):
@@ -185,6 +184,55 @@ def test_builder_refuses_what_does_not_fit() -> None:
     weight, bias = np.zeros((4, 3, 3, 1), np.float32), np.zeros(4, np.float32)
     with pytest.raises(ExportError, match="expected 2 input channels"):
         g.conv2d("conv", image, weight, bias, (1, 1), relu=True)
+    with pytest.raises(ExportError, match=r"expected \(M, 3\), got \(4, 2\)"):
+        g.fully_connected("linear", x, np.zeros((4, 2), np.float32), bias)
+    for shape in ((1, 3, 3, 3), (2, 3, 3, 2)):
+        with pytest.raises(ExportError, match=r"expected \(1, KT, KF, 2\), got"):
+            g.depthwise_conv2d("depthwise", image, np.zeros(shape, np.float32), bias)
+    a, b = g.input("a", (2, 3, 4)), g.input("b", (2, 4, 5))
+    for other, transposed in ((a, False), (b, True)):
+        with pytest.raises(ExportError, match=r"\(2, 3, 4\) and .* cannot be multiplied"):
+            g.batch_matmul("product", a, other, transposed=transposed)
+    with pytest.raises(ExportError, match="cannot be multiplied"):
+        g.batch_matmul("product", a, g.input("one", (1, 4, 5)))
+
+
+def test_windows_larger_than_the_input_are_refused() -> None:
+    g = GraphBuilder("g")
+    image, bias = g.input("image", (1, 3, 4, 2)), np.zeros(2, np.float32)
+    for size in ((4, 1), (1, 5)):
+        with pytest.raises(ExportError, match="pool: expected positive dimensions"):
+            g.max_pool("pool", image, size, (1, 1))
+    weight = np.zeros((1, 2, 3, 2), np.float32)
+    for name, dilation in {"time": (3, 1), "freq": (1, 2)}.items():
+        with pytest.raises(ExportError, match=f"{name}: expected positive dimensions"):
+            g.depthwise_conv2d(name, image, weight, bias, dilation=dilation)
+
+
+def test_shapes_of_what_is_computed() -> None:
+    g = GraphBuilder("g")
+    image = g.input("image", (1, 9, 8, 2))
+    bias = np.zeros(2, np.float32)
+    weight = np.zeros((1, 3, 2, 2), np.float32)
+    plain = g.depthwise_conv2d("plain", image, weight, bias, stride=(2, 3))
+    apart = g.depthwise_conv2d("apart", image, weight, bias, dilation=(4, 7))
+    pooled = g.max_pool("pooled", image, (2, 3), (3, 2))
+    assert [g.shape(name) for name in (plain, apart, pooled)] == [
+        (1, 4, 3, 2),
+        (1, 1, 1, 2),
+        (1, 3, 3, 2),
+    ]
+    assert g.shape(g.transpose("turned", image, (3, 0, 2, 1))) == (2, 1, 8, 9)
+    assert g.shape(g.mean("mean", image)) == (1, 9, 8, 1)
+    scale = g.constant("scale", np.ones((8, 1), np.float32))
+    assert g.shape(g.binary("mul", "scaled", "mean", scale)) == (1, 9, 8, 1)
+    assert g.shape(g.binary("minimum", "least", "mean", image)) == (1, 9, 8, 2)
+    assert g.shape(g.unary("softmax", "shares", image)) == g.shape(image)
+    g.graph.outputs = ["shares"]
+    values = run_float(g.graph, {"image": np.ones((1, 9, 8, 2), np.float32)})
+    assert {name: values[name].shape for name in g.graph.tensors} == {
+        name: tensor.shape for name, tensor in g.graph.tensors.items()
+    }
 
 
 def test_interpreter_refuses_wrong_inputs() -> None:
@@ -200,20 +248,3 @@ def test_interpreter_refuses_wrong_inputs() -> None:
         run_float(imputer, {**feeds, "alignment": outside})
     with pytest.raises(ExportError, match="expected a quantised graph"):
         run_int(encoder, zero_feeds(encoder))
-
-
-@pytest.mark.parametrize("what", ["conformer", "tcn", "attention"])
-def test_what_has_no_graph_yet_is_refused_by_name(what: str) -> None:
-    torch.manual_seed(0)
-    encoder = {"conformer": preset("conformer-xs"), "tcn": preset("tcn-10k")}.get(what, CrnnSpec())
-    head = ImputerSpec(mixer="attention") if what == "attention" else ImputerSpec()
-    spec = ModelSpec(
-        features=FeatureSpec(),
-        encoder=encoder,
-        head=head,
-        tokens=TokenSpec(characters=("a", "b")),
-    )
-    modules = build_encoder(encoder, spec.features), ImputerHead(encoder.d_model, head, spec.tokens)
-    named = {"conformer": "ConformerSpec", "tcn": "TcnSpec"}.get(what, "'attention'")
-    with pytest.raises(ExportError, match=named):
-        build_graphs(*modules, spec)

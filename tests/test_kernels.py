@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,25 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_imputer.errors import ExportError
-from edge_imputer.export.build import GraphBuilder
+from edge_imputer.export.builder import GraphBuilder
 from edge_imputer.export.fixed_point import requantize
-from edge_imputer.export.graph import Graph
+from edge_imputer.export.graph import WEIGHT_AXIS, Graph
 from edge_imputer.export.op_params import (
+    EXP_BITS,
+    LONGEST_ROW,
+    LONGEST_SOFTMAX,
+    NORM_BITS,
     AccumulatorParams,
+    MatmulParams,
+    MeanParams,
     MulParams,
+    NormParams,
+    SoftmaxParams,
     SumParams,
     TableParams,
     op_params,
 )
+from edge_imputer.export.quantize import OUTPUT_QUANT
 from edge_imputer.export.reference import run_int
 from edge_imputer.firmware_bridge.placement import SHALLOW, TILE
 from edge_imputer.quantization import QuantParams
@@ -62,6 +73,35 @@ class Conv(ctypes.Structure):
     )
 
 
+class Window(ctypes.Structure):
+    _fields_ = tuple(
+        (n, I32)
+        for n in (
+            *("freq", "channels", "kernel_time", "kernel_freq", "stride_time", "stride_freq"),
+            *("dilation_time", "dilation_freq", "out_time", "out_freq"),
+        )
+    )
+
+
+class Matmul(ctypes.Structure):
+    _fields_ = (
+        ("output", Factor),
+        *((n, I32) for n in ("x_zero_point", "y_zero_point", "output_zero_point")),
+        *((n, I32) for n in ("batch", "n", "depth", "columns", "transposed")),
+    )
+
+
+class Average(ctypes.Structure):
+    _fields_ = (
+        ("output", Factor),
+        *((n, I32) for n in ("input_zero_point", "output_zero_point", "depth")),
+    )
+
+
+class Broadcast(ctypes.Structure):
+    _fields_ = (("size", I32 * 4), ("x_stride", I32 * 4), ("y_stride", I32 * 4))
+
+
 class Sum(ctypes.Structure):
     _fields_ = (
         *((n, Factor) for n in ("x", "y", "output")),
@@ -77,7 +117,7 @@ class Product(ctypes.Structure):
 
 
 class Box(ctypes.Structure):
-    _fields_ = (("size", I32 * 4), ("source_stride", I32 * 3), ("target_stride", I32 * 3))
+    _fields_ = (("size", I32 * 4), ("source_stride", I32 * 4), ("target_stride", I32 * 3))
 
 
 @pytest.fixture(scope="session", params=BUILDS)
@@ -117,9 +157,9 @@ def linear_struct(graph: Graph) -> tuple[Linear, list[npt.NDArray[Any]]]:
     weight, bias = (graph.tensors[name].data for name in op.inputs[1:])
     assert weight is not None
     assert bias is not None
-    rows = np.ascontiguousarray(weight.reshape(len(weight), -1))
+    rows = np.moveaxis(weight, WEIGHT_AXIS[op.kind], 0).reshape(len(bias), -1)
     arrays = [
-        rows,
+        np.ascontiguousarray(weight),
         bias,
         rows.sum(axis=1, dtype=np.int32),
         params.multipliers.astype(np.int32),
@@ -158,7 +198,7 @@ def random_linear(graph: Graph, rng: np.random.Generator, spread: float) -> None
     weight, bias = (graph.tensors[name] for name in graph.ops[0].inputs[1:])
     assert weight.data is not None
     weight.data = rng.integers(-127, 128, weight.shape).astype(np.int8)
-    depth = weight.data[0].size
+    depth = weight.data.size // bias.shape[0]
     top = 127 * 255 * depth
     bias.data = rng.integers(-top, top + 1, bias.shape).astype(np.int32)
     # outputs of a few hundred steps, some channels far above or below: every clamp is met
@@ -166,7 +206,7 @@ def random_linear(graph: Graph, rng: np.random.Generator, spread: float) -> None
     x, y = graph.tensors[graph.ops[0].inputs[0]].quant, graph.tensors[graph.outputs[0]].quant
     assert x is not None
     assert y is not None
-    real = np.exp2(rng.uniform(-spread, spread, len(weight.data))) / typical
+    real = np.exp2(rng.uniform(-spread, spread, bias.shape[0])) / typical
     weight.weight_scales = (real * y.scale / x.scale).astype(np.float32)
     weight.dtype, bias.dtype = "int8", "int32"
 
@@ -183,6 +223,11 @@ def check_linear(kernels: ctypes.CDLL, graph: Graph, x: Int8, scratch_bytes: int
     if op.kind == "fully_connected":
         arguments = [address(x), I32(len(x)), address(y.array), address(scratch.array)]
         kernels.edim_fully_connected(ctypes.byref(layer), *arguments)
+    elif op.kind == "depthwise_conv2d":
+        kernel = graph.tensors[op.inputs[1]].shape[1:3]
+        window = window_struct(x, kernel, op.attrs, expected)
+        arguments = [address(x), address(y.array)]
+        kernels.edim_depthwise_conv2d(ctypes.byref(layer), ctypes.byref(window), *arguments)
     else:
         _, kernel_time, kernel_freq, _ = graph.tensors[op.inputs[1]].shape
         conv = Conv(
@@ -192,6 +237,12 @@ def check_linear(kernels: ctypes.CDLL, graph: Graph, x: Int8, scratch_bytes: int
         kernels.edim_conv2d(ctypes.byref(layer), ctypes.byref(conv), *arguments)
     scratch.check()
     np.testing.assert_array_equal(y.check().reshape(expected.shape), expected)
+
+
+def window_struct(x: Int8, kernel: tuple[int, ...], attrs: dict[str, Any], y: Int8) -> Window:
+    """The C parameters of an operation on windows."""
+    dilation = attrs.get("dilation", (1, 1))
+    return Window(*x.shape[2:], *kernel, *attrs["stride"], *dilation, *y.shape[1:3])
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -265,6 +316,161 @@ def test_conv2d(
     values = rng.integers(-128, 128, graph.tensors[x].shape).astype(np.int8)
     scratch_bytes = (c_out if depth < SHALLOW else TILE) * depth
     check_linear(kernels, graph, values, scratch_bytes)
+
+
+@EXAMPLES
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    extra=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    channels=st.one_of(st.integers(1, 40), st.sampled_from([31, 32, 33, 63, 64, 65, 100])),
+    relu=st.booleans(),
+    spread=st.floats(0, 8),
+    x_quant=quants(),
+    y_quant=quants(),
+    seed=seeds,
+)
+def test_depthwise_conv2d(
+    kernels: ctypes.CDLL,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    extra: tuple[int, int],
+    channels: int,
+    relu: bool,
+    spread: float,
+    x_quant: QuantParams,
+    y_quant: QuantParams,
+    seed: int,
+) -> None:
+    size = [(k - 1) * d + 1 + e for k, d, e in zip(kernel, dilation, extra, strict=True)]
+    g = GraphBuilder("layer")
+    x = g.input("x", (1, *size, channels))
+    weight, bias = np.zeros((1, *kernel, channels)), np.zeros(channels)
+    y = g.depthwise_conv2d("y", x, weight, bias, stride=stride, dilation=dilation, relu=relu)
+    graph = quantised(g, y, {x: x_quant, y: y_quant})
+    rng = np.random.default_rng(seed)
+    random_linear(graph, rng, spread)
+    values = rng.integers(-128, 128, graph.tensors[x].shape).astype(np.int8)
+    check_linear(kernels, graph, values, 0)
+
+
+@EXAMPLES
+@given(
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    extra=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    channels=st.integers(1, 70),
+    quant=quants(),
+    seed=seeds,
+)
+def test_max_pool(
+    kernels: ctypes.CDLL,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    extra: tuple[int, int],
+    channels: int,
+    quant: QuantParams,
+    seed: int,
+) -> None:
+    g = GraphBuilder("layer")
+    x = g.input("x", (1, size[0] + extra[0], size[1] + extra[1], channels))
+    graph = quantised(g, g.max_pool("y", x, size, stride), {"x": quant, "y": quant})
+    values = np.random.default_rng(seed).integers(-128, 128, graph.tensors[x].shape)
+    values = values.astype(np.int8)
+    expected = run_int(graph, {"x": values})["y"]
+    y = Guarded(expected.size)
+    window = window_struct(values, size, graph.ops[0].attrs, expected)
+    kernels.edim_max_pool(ctypes.byref(window), address(values), address(y.array))
+    np.testing.assert_array_equal(y.check().reshape(expected.shape), expected)
+
+
+@EXAMPLES
+@given(
+    batch=st.integers(1, 3),
+    n=st.integers(1, 9),
+    depth=depths,
+    columns=st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65])),
+    transposed=st.booleans(),
+    parameters=st.tuples(quants(), quants(), st.integers(-128, 127)),
+    spread=st.floats(-4, 4),
+    extreme=st.booleans(),
+    seed=seeds,
+)
+def test_batch_matmul(
+    kernels: ctypes.CDLL,
+    batch: int,
+    n: int,
+    depth: int,
+    columns: int,
+    transposed: bool,
+    parameters: tuple[QuantParams, QuantParams, int],
+    spread: float,
+    extreme: bool,
+    seed: int,
+) -> None:
+    a_quant, b_quant, zero_point = parameters
+    typical = a_quant.scale * b_quant.scale * 73 * 73 * np.sqrt(depth) / 64
+    out = QuantParams(scale=float(np.float32(typical * 2**spread)), zero_point=zero_point)
+    g = GraphBuilder("layer")
+    a = g.input("a", (batch, n, depth))
+    b = g.input("b", (batch, columns, depth) if transposed else (batch, depth, columns))
+    y = g.batch_matmul("y", a, b, transposed=transposed)
+    graph = quantised(g, y, {a: a_quant, b: b_quant, y: out})
+    try:
+        params = op_params(graph, graph.ops[0])
+    except ExportError:  # an accumulator that could overflow
+        assume(False)
+    assert isinstance(params, MatmulParams)
+    rng = np.random.default_rng(seed)
+    values = [rng.integers(-128, 128, graph.tensors[name].shape).astype(np.int8) for name in (a, b)]
+    if extreme:  # the largest sums of each sign
+        values = [rng.choice(np.array([-128, 127], np.int8), value.shape) for value in values]
+    expected = run_int(graph, {"a": values[0], "b": values[1]})[y]
+    matmul = Matmul(
+        Factor(params.multiplier, params.shift),
+        *params.zero_points,
+        *(batch, n, depth, columns, int(transposed)),
+    )
+    target, scratch = Guarded(expected.size), Guarded(TILE * depth if transposed else 0)
+    arrays = [*values, target.array, scratch.array]
+    kernels.edim_batch_matmul(ctypes.byref(matmul), *map(address, arrays))
+    scratch.check()
+    np.testing.assert_array_equal(target.check().reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("values", [(-128, -128), (-128, 127), (127, -128), (127, 127)])
+def test_deepest_products_do_not_overflow(
+    kernels: ctypes.CDLL, transposed: bool, values: tuple[int, int]
+) -> None:
+    depth = 2**15 - 1
+    g = GraphBuilder("layer")
+    shapes = ((1, 1, depth), (1, 1, depth) if transposed else (1, depth, 1))
+    a, b = (g.input(name, shape) for name, shape in zip("ab", shapes, strict=True))
+    y = g.batch_matmul("y", a, b, transposed=transposed)
+    for zero_a in (-128, 0, 127):
+        for zero_b in (-128, 0, 127):
+            quant = {
+                a: QuantParams(scale=1.0, zero_point=zero_a),
+                b: QuantParams(scale=1.0, zero_point=zero_b),
+                y: QuantParams(scale=2.0**24, zero_point=0),
+            }
+            graph = quantised(g, y, quant)
+            params = op_params(graph, graph.ops[0])
+            assert isinstance(params, MatmulParams)
+            x = [np.full(s, value, np.int8) for s, value in zip(shapes, values, strict=True)]
+            expected = run_int(graph, {"a": x[0], "b": x[1]})[y]
+            matmul = Matmul(
+                Factor(params.multiplier, params.shift),
+                *params.zero_points,
+                *(1, 1, depth, 1, int(transposed)),
+            )
+            out, scratch = Guarded(1), Guarded(TILE * depth)
+            arrays = [*x, out.array, scratch.array]
+            kernels.edim_batch_matmul(ctypes.byref(matmul), *map(address, arrays))
+            np.testing.assert_array_equal(out.check(), expected.ravel())
 
 
 EDGES = [0, 1, 2, 3, 2**15, 2**30 - 1, 2**30, 2**30 + 1, 2**31 - 2, 2**31 - 1]
@@ -352,6 +558,152 @@ def test_sums_and_products_of_all_pairs(
         np.testing.assert_array_equal(target, expected)
 
 
+def test_minimum_of_all_pairs(kernels: ctypes.CDLL) -> None:
+    out, n = Guarded(ALL_X.size), I32(ALL_X.size)
+    kernels.edim_minimum(address(ALL_X), address(ALL_Y), n, address(out.array))
+    np.testing.assert_array_equal(out.check(), np.minimum(ALL_X, ALL_Y))
+    for k in range(2):  # in place
+        x, y = ALL_X.copy(), ALL_Y.copy()
+        kernels.edim_minimum(address(x), address(y), n, address((x, y)[k]))
+        np.testing.assert_array_equal((x, y)[k], np.minimum(ALL_X, ALL_Y))
+
+
+def broadcast_strides(shape: tuple[int, ...]) -> list[int]:
+    return [0 if n == 1 else s for n, s in zip(shape, [*strides(shape), 1], strict=True)]
+
+
+@settings(EXAMPLES, max_examples=25)
+@given(
+    outer=st.tuples(*[st.integers(1, 4)] * 3),
+    inner=st.one_of(st.integers(2, 8), st.sampled_from([31, 32, 33, 70])),
+    repeated=st.tuples(*[st.integers(0, 2)] * 4),
+    parameters=st.tuples(quants(), quants(), quants()),
+    seed=seeds,
+)
+@pytest.mark.parametrize("kind", ["add", "sub", "mul", "minimum"])
+def test_elements_that_are_repeated(
+    kernels: ctypes.CDLL,
+    kind: str,
+    outer: tuple[int, ...],
+    inner: int,
+    repeated: tuple[int, ...],
+    parameters: tuple[QuantParams, QuantParams, QuantParams],
+    seed: int,
+) -> None:
+    shape = (*outer, inner)
+    shapes = [
+        tuple(1 if which == k else n for n, which in zip(shape, repeated, strict=True))
+        for k in range(2)
+    ]
+    if kind == "minimum":
+        parameters = (parameters[0],) * 3
+    g = GraphBuilder("layer")
+    names = (g.input("x", shapes[0]), g.input("y", shapes[1]))
+    out = g.binary(kind, "out", *names)
+    graph = quantised(g, out, dict(zip((*names, out), parameters, strict=True)))
+    rng = np.random.default_rng(seed)
+    values = [rng.integers(-128, 128, s).astype(np.int8) for s in shapes]
+    constants = [] if kind == "minimum" else [ctypes.byref(binary_struct(graph))]
+    expected = run_int(graph, dict(zip(names, values, strict=True)))[out]
+    target = Guarded(expected.size)
+    spread = Broadcast((I32 * 4)(*shape), *((I32 * 4)(*broadcast_strides(s)) for s in shapes))
+    arrays = map(address, (*values, target.array))
+    getattr(kernels, f"edim_{kind}_broadcast")(*constants, ctypes.byref(spread), *arrays)
+    np.testing.assert_array_equal(target.check().reshape(shape), expected)
+
+
+def row_graph(kind: str, shape: tuple[int, ...], quant: QuantParams, out: QuantParams) -> Graph:
+    g = GraphBuilder("layer")
+    x = g.input("x", shape)
+    y = g.mean("y", x) if kind == "mean" else g.unary(kind, "y", x)
+    return quantised(g, y, {"x": quant, "y": OUTPUT_QUANT.get(kind, out)})
+
+
+def check_rows(kernels: ctypes.CDLL, graph: Graph, x: Int8) -> None:
+    """Run the only operation of a graph, one on rows, in C and in numpy; also in place."""
+    try:
+        params = op_params(graph, graph.ops[0])
+    except ExportError:  # an output scale too fine for the input
+        assume(False)
+    expected = run_int(graph, {"x": x})["y"]
+    out = Guarded(expected.size)
+    rows, depth = x.shape
+    if isinstance(params, MeanParams):
+        average = Average(Factor(params.multiplier, params.shift), *params.zero_points, depth)
+        kernels.edim_mean(ctypes.byref(average), address(x), I32(rows), address(out.array))
+        np.testing.assert_array_equal(out.check(), expected.ravel())
+        return
+    place = x.copy()
+    for source, target in ((x, out.array), (place, place)):
+        arguments = (address(source), I32(rows), I32(depth), address(target))
+        if isinstance(params, SoftmaxParams):
+            kernels.edim_softmax(address(params.table), *arguments)
+        else:
+            assert isinstance(params, NormParams)
+            kernels.edim_l2_norm(I32(params.zero_point), *arguments)
+    np.testing.assert_array_equal(out.check().reshape(x.shape), expected)
+    np.testing.assert_array_equal(place, expected)
+
+
+lengths = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 500, 511, 1024]))
+LONGEST = {"softmax": LONGEST_SOFTMAX, "l2_norm": LONGEST_ROW, "mean": LONGEST_ROW}
+
+
+@EXAMPLES
+@given(
+    rows=st.integers(1, 5),
+    depth=lengths,
+    center=st.integers(-128, 127),
+    spread=st.integers(0, 255),
+    parameters=st.tuples(quants(), quants()),
+    seed=seeds,
+)
+@pytest.mark.parametrize("kind", LONGEST)
+def test_rows(
+    kernels: ctypes.CDLL,
+    kind: str,
+    rows: int,
+    depth: int,
+    center: int,
+    spread: int,
+    parameters: tuple[QuantParams, QuantParams],
+    seed: int,
+) -> None:
+    depth = min(depth, LONGEST[kind])
+    x = center + np.random.default_rng(seed).integers(-spread, spread + 1, (rows, depth))
+    graph = row_graph(kind, (rows, depth), *parameters)
+    check_rows(kernels, graph, np.clip(x, -128, 127).astype(np.int8))
+
+
+@pytest.mark.parametrize("kind", LONGEST)
+def test_longest_rows_do_not_overflow(kernels: ctypes.CDLL, kind: str) -> None:
+    x = np.repeat(np.array([[-128], [-1], [0], [127]], np.int8), LONGEST[kind], axis=1)
+    for zero_point in (-128, 0, 127):
+        quant = QuantParams(scale=0.5, zero_point=zero_point)
+        for scale in (2.0**-10, 0.5, 8.0):
+            out = QuantParams(scale=scale, zero_point=-zero_point - 1)
+            check_rows(kernels, row_graph(kind, x.shape, quant, out), x)
+
+
+def test_integer_root_of_the_largest_and_of_squares(tmp_path: Path) -> None:
+    source = tmp_path / "root.c"
+    source.write_text(
+        '#include "edim_kernels.c"\n'
+        "uint32_t root_of(uint64_t x);\n"
+        "uint32_t root_of(uint64_t x) {\n    return integer_root(x);\n}\n"
+    )
+    flags = ("-O2", "-shared", "-fPIC", f"-I{SOURCES}")
+    library = ctypes.CDLL(str(compile_c([source], tmp_path / "root.so", flags)))
+    root_of = library.root_of
+    root_of.argtypes, root_of.restype = [ctypes.c_uint64], ctypes.c_uint32
+    rng = np.random.default_rng(0)
+    roots = [0, 1, 2, 3, 2**25, 2**26 - 1, 2**26, *rng.integers(0, 2**26, 2000).tolist()]
+    for root in roots:
+        for x in (root * root - 1, root * root, root * root + 1):
+            if 0 <= x < 2**52:
+                assert root_of(x) == math.isqrt(x)
+
+
 @settings(EXAMPLES, max_examples=20)
 @given(x_quant=quants(), n=st.integers(1, 256))
 @pytest.mark.parametrize(
@@ -432,7 +784,8 @@ def test_copy_box(
         tuple(slice(b, b + n) for b, n in zip(before[k], size, strict=True)) for k in range(2)
     ]
     expected[inside[1]] = source[inside[0]]
-    box = Box((I32 * 4)(*size), *((I32 * 3)(*strides(shape)) for shape in shapes))
+    source_strides = [*strides(shapes[0]), 1]
+    box = Box((I32 * 4)(*size), (I32 * 4)(*source_strides), (I32 * 3)(*strides(shapes[1])))
     target = Guarded(expected.size)
     offsets = [int(np.ravel_multi_index(b, shape)) for b, shape in zip(before, shapes, strict=True)]
     kernels.edim_copy_box(
@@ -443,10 +796,31 @@ def test_copy_box(
     np.testing.assert_array_equal(target.check().reshape(shapes[1]), expected)
 
 
+@EXAMPLES
+@given(shape=st.tuples(*[st.integers(1, 6)] * 4), perm=st.permutations(range(4)), seed=seeds)
+def test_copy_box_transposes(
+    kernels: ctypes.CDLL, shape: tuple[int, ...], perm: list[int], seed: int
+) -> None:
+    source = np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
+    expected = source.transpose(perm)
+    apart = [*strides(shape), 1]
+    box = Box(
+        (I32 * 4)(*expected.shape),
+        (I32 * 4)(*(apart[axis] for axis in perm)),
+        (I32 * 3)(*strides(expected.shape)),
+    )
+    target = Guarded(source.size)
+    kernels.edim_copy_box(ctypes.byref(box), address(source), address(target.array))
+    np.testing.assert_array_equal(target.check().reshape(expected.shape), expected)
+
+
 def test_the_planner_knows_the_sizes_of_the_header() -> None:
     header = (SOURCES / "edim_kernels.h").read_text()
-    for name, value in {"EDIM_TILE": TILE, "EDIM_SHALLOW": SHALLOW}.items():
+    sizes = {"EDIM_TILE": TILE, "EDIM_SHALLOW": SHALLOW, "EDIM_NORM_BITS": NORM_BITS}
+    for name, value in sizes.items():
         assert f"#define {name} {value}\n" in header
+    assert f"in units of 2^-{EXP_BITS}" in header
+    assert (256 << EXP_BITS) + (LONGEST_SOFTMAX << EXP_BITS) // 2 < 2**31  # of a softmax
 
 
 def test_a_kernel_that_writes_too_far_is_noticed() -> None:

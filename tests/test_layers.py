@@ -49,7 +49,8 @@ class Layer:
 
 
 RUNTIME = frozenset({"numpy", "soundfile", "soxr", "msgspec", "typer", "rich"})
-CHECKPOINT_READERS = frozenset({"export/build.py", "export/bundle.py"})
+LOWERING = {f"export/lowering/{name}.py" for name in ("context", "layers", "encoders", "heads")}
+CHECKPOINT_READERS = frozenset({"export/build.py", "export/bundle.py"} | LOWERING)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
 TABLE = {
@@ -92,7 +93,11 @@ TABLE = {
     "edge_imputer.export": Layer(
         frozenset({"numpy", "msgspec", "onnx", "flatbuffers", "ai_edge_litert"}),
         frozenset({"edge_imputer"}),
-        only_in={"torch": CHECKPOINT_READERS, "edge_imputer.train": CHECKPOINT_READERS},
+        only_in={
+            "torch": CHECKPOINT_READERS,
+            "edge_imputer.train": CHECKPOINT_READERS,
+            "onnxruntime": frozenset({"export/ort_emitter.py"}),  # writes its own format
+        },
     ),
     "edge_imputer.firmware_bridge": Layer(
         frozenset({"numpy"}), frozenset({"edge_imputer", *QUANTISED_GRAPH})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_imputer.errors import DataError, SpecError
-from edge_imputer.specs import FeatureSpec, KeywordModelSpec, PcenSpec, TcnSpec, WindowedCrnnSpec
+from edge_imputer.microfrontend import Microfrontend
+from edge_imputer.specs import (
+    AnyFeatureSpec,
+    FeatureSpec,
+    KeywordModelSpec,
+    MicroSpec,
+    PcenSpec,
+    TcnSpec,
+    WindowedCrnnSpec,
+)
 from edge_imputer.train.data import (
     Augmenter,
     AugmentSpec,
@@ -234,6 +244,7 @@ def test_frame_counts_are_never_too_few() -> None:
     "spec",
     [
         KeywordModelSpec(features=PcenSpec(), encoder=TcnSpec(), keywords=("one", "two")),
+        KeywordModelSpec(features=MicroSpec(), encoder=TcnSpec(), keywords=("one", "two")),
         KeywordModelSpec(
             features=PcenSpec(centred=True),
             encoder=WindowedCrnnSpec(n_classes=3),
@@ -262,6 +273,56 @@ def test_keyword_batches_have_classes_and_one_length(spec: KeywordModelSpec) -> 
     assert batch.target_lengths.sum() == 0
     if spec.windowed:
         assert batch.lengths[0] == 151
+
+
+def keyword_batches(features: AnyFeatureSpec, spec: AugmentSpec) -> MicroBatches:
+    source = ClipsInMemory(clips(8), sample_rate=RATE)
+    model = KeywordModelSpec(features=features, encoder=TcnSpec(), keywords=("one",))
+    plan = DrawnPlan(source.durations, source.speakers, spec, batch_size=6, seed=1)
+    return MicroBatches(plan, source, Augmenter(spec, sample_rate=RATE), Featurizer(model))
+
+
+@pytest.mark.parametrize("features", [PcenSpec(), MicroSpec()])
+def test_the_channel_of_features_that_divide_it_out_is_the_waveforms(
+    features: AnyFeatureSpec,
+) -> None:
+    """A filter added to them would be none that a device could hear; masks are."""
+    heavy = AugmentSpec(room=0.0, tilt=5.0, mel_warp=0.5, low_pass=1.0, masks=0, ramp=0.0)
+    light = AugmentSpec(room=0.0, tilt=0.0, mel_warp=0.0, low_pass=0.0, masks=0, ramp=0.0)
+    assert_equal(*(keyword_batches(features, spec).batch(0) for spec in (heavy, light)))
+    x = keyword_batches(FeatureSpec(), heavy).batch(0).features
+    assert not torch.equal(x, keyword_batches(FeatureSpec(), light).batch(0).features)
+
+
+def test_microfrontend_batches_are_the_front_ends_values() -> None:
+    """Neither normalised nor scaled: what a device's model gets, over 25.6."""
+    plain = AugmentSpec(
+        speeds=(1.0,), clips_joined=(1, 1), edge_s=(0, 0), gain_db=(0, 0), quiet=1, room=0, masks=0
+    )
+    run = keyword_batches(MicroSpec(), plain)
+    batch = run.batch(0)
+    assert batch.features.max() > 20
+    for draw, x, n in zip(run.plan.update(0), batch.features, batch.lengths, strict=True):
+        waveform = run.source.clip(draw.rows[0], None).waveform
+        expected = Microfrontend(MicroSpec())(waveform)
+        np.testing.assert_array_equal(x[: len(expected)], expected)
+        assert 0 <= n - len(expected) < 4  # silence fills up an encoder frame
+
+
+@pytest.mark.parametrize("fill", ["floor", "mean"])
+def test_masks_are_filled_with_what_they_say(fill: Literal["floor", "mean"]) -> None:
+    """Features that are not normalised have a mean of their own."""
+    masks = AugmentSpec(room=0.0, masks=1, mask_mel=30, mask_time=0, mask_fill=fill, ramp=0.0)
+    without = AugmentSpec(room=0.0, masks=0, ramp=0.0)
+    for features in (MicroSpec(), PcenSpec(), FeatureSpec(mean=-4.0, std=3.0)):
+        masked, whole = (keyword_batches(features, s).batch(0) for s in (masks, without))
+        for x, y, n in zip(masked.features, whole.features, whole.lengths, strict=True):
+            filled = x[:n][x[:n] != y[:n]].unique()
+            level = y[:n].min() if fill == "floor" else y[:n].mean()
+            if fill == "mean" and isinstance(features, FeatureSpec):
+                level = torch.tensor(0.0)
+            torch.testing.assert_close(filled, level.expand(len(filled)), rtol=1e-4, atol=1e-4)
+            assert len(filled) <= 1
 
 
 def test_a_part_is_all_that_is_decoded(tmp_path) -> None:

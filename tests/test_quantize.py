@@ -12,13 +12,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_imputer.errors import ExportError
-from edge_imputer.export.build import GRU_GAP, GRU_STATE, GraphBuilder, build_graphs
+from edge_imputer.export.build import build_graphs
+from edge_imputer.export.builder import GraphBuilder
+from edge_imputer.export.calibration import BINS, Calibration, Histogram
+from edge_imputer.export.fidelity import node_fidelity
 from edge_imputer.export.graph import SHARES_SCALE, Array, Graph, Op, Tensor
+from edge_imputer.export.lowering import GRU_GAP, GRU_STATE
 from edge_imputer.export.op_params import AccumulatorParams, op_params
 from edge_imputer.export.quantize import (
     OUTPUT_QUANT,
     SATURATION,
-    Calibration,
     params_of_range,
     quantise,
     saturated_ranges,
@@ -283,14 +286,18 @@ def test_relu_is_clamped_at_the_zero_point() -> None:
         assert params.clamp == (params.output_zero_point if relu else -128, 127)
 
 
-def test_weight_with_two_users_is_refused() -> None:
+def test_weight_with_two_users_needs_one_scale_of_their_inputs() -> None:
     graph = tiny()
     first = graph.ops[0]
-    graph.ops.append(replace(first, output="again"))
+    graph.inputs.append("other")
+    graph.tensors["other"] = replace(graph.tensors["x"], name="other")
+    graph.ops.append(replace(first, inputs=("other", *first.inputs[1:]), output="again"))
     graph.tensors["again"] = replace(graph.tensors["y"], name="again")
-    ranges = dict.fromkeys(("x", "y", "again"), (-1.0, 1.0))
-    with pytest.raises(ExportError, match="expected one user, got two"):
-        quantise(graph, ranges)
+    ranges = dict.fromkeys(("x", "y", "other", "again"), (-1.0, 1.0))
+    weight = quantise(graph, ranges).tensors[first.inputs[1]]
+    np.testing.assert_array_equal(weight.data, quantise(tiny(), ranges).tensors[weight.name].data)
+    with pytest.raises(ExportError, match="expected one scale of what it is multiplied with"):
+        quantise(graph, {**ranges, "other": (-2.0, 1.0)})
 
 
 @pytest.mark.parametrize(("kind", "limit"), sorted(SATURATION.items()))
@@ -337,3 +344,88 @@ def test_gru_states_take_the_scale_of_tanh() -> None:
         if name.endswith(".gap"):
             assert tensor.quant == GRU_GAP
     assert imputer.tensors["encoder_window"].quant == GRU_STATE
+
+
+# ------------------------------------------------------------------------------ other ranges
+
+
+@given(seed=st.integers(0, 2**32), share=st.floats(0.6, 1.0))
+@settings(max_examples=30, deadline=None)
+def test_a_percentile_covers_its_share(seed: int, share: float) -> None:
+    """To a bin; however the values come, and however the histogram had to grow."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(rng.normal(), 10 ** rng.uniform(-3, 1), 400) for _ in range(4)]
+    histogram = Histogram()
+    for part in parts:
+        histogram.add(part.astype(np.float32))
+    values = np.concatenate(parts).astype(np.float32)
+    low, high = histogram.percentile(share)
+    inside = np.mean((values >= low) & (values <= high))
+    assert inside >= share - 1e-9
+    assert histogram.low <= low < high <= histogram.high
+    width = 2 * np.abs(values).max() * 2 / BINS
+    cut = (1 - share) / 2
+    assert low >= np.quantile(values, cut, method="lower") - width
+    assert high <= np.quantile(values, 1 - cut, method="higher") + width
+
+
+def test_the_least_error_clips_outliers_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    plain, spoilt = Histogram(), Histogram()
+    bell = rng.uniform(-1, 1, 20_000).astype(np.float32)
+    plain.add(bell)
+    for _ in range(30):
+        spoilt.add(bell)
+    spoilt.add(np.array([3.0], np.float32))
+    low, high = plain.least_error()
+    assert (low, high) == pytest.approx((-1, 1), abs=0.02)
+    low, high = spoilt.least_error()
+    assert low == pytest.approx(-1, abs=0.02)
+    assert 0.9 < high < 1.5  # one value in 600,000 is not worth a third of the steps
+
+
+def test_methods_of_calibration() -> None:
+    encoder = small_model().float_encoder
+    rng = np.random.default_rng(0)
+    chunks = [
+        rng.standard_normal(encoder.tensors["features"].shape).astype(np.float32) for _ in range(60)
+    ]
+    ranges = {}
+    for method in ("min-max", "percentile", "mse"):
+        calibration = Calibration(encoder, method, percentile=99.0)  # type: ignore[arg-type]
+        calibration.run_sequence(chunks)
+        ranges[method] = calibration.ranges
+        assert quantise(encoder, calibration.ranges).quantised
+    for name, (low, high) in ranges["min-max"].items():
+        for method in ("percentile", "mse"):
+            assert min(low, 0.0) - 1e-6 <= ranges[method][name][0]
+            assert ranges[method][name][1] <= max(high, 0.0) + 1e-6
+    x = ranges["percentile"]["features"]
+    assert x[0] > ranges["min-max"]["features"][0]
+    with pytest.raises(ExportError, match="expected a method among min-max, percentile, mse"):
+        Calibration(encoder, "entropy")  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="percentile above 50"):
+        Calibration(encoder, "percentile", percentile=1.0)
+
+
+# ------------------------------------------------------------------------------ fidelity
+
+
+def test_fidelity_of_every_node() -> None:
+    small = small_model()
+    rng = np.random.default_rng(1)
+    shape = small.float_encoder.tensors["features"].shape
+    chunks = [rng.normal(0, 0.4, shape).astype(np.float32) for _ in range(30)]
+    rows = node_fidelity(small.float_encoder, small.encoder, chunks)
+    assert [(row.output, row.kind) for row in rows] == [
+        (op.output, op.kind) for op in small.encoder.ops
+    ]
+    assert all(10 < row.snr_db < 80 for row in rows)
+    assert all(0 <= row.clipped < 1 for row in rows)
+    loud = node_fidelity(small.float_encoder, small.encoder, [100 * chunk for chunk in chunks])
+    assert loud[0].clipped > 0.5
+    assert loud[0].snr_db < rows[0].snr_db
+    with pytest.raises(ExportError, match="at least one chunk"):
+        node_fidelity(small.float_encoder, small.encoder, [])
+    with pytest.raises(ExportError, match="one graph in two forms"):
+        node_fidelity(small.float_encoder, small.imputer, chunks)

@@ -62,7 +62,7 @@ def test_shapes_and_dtypes(bundle: Bundle, backend: Backend) -> None:
     spec, dtype = bundle.spec, np.float32 if backend.name == "onnx-float" else np.int8
     state = backend.initial_state()
     out, new_state = backend.encoder_step(features(bundle), state)
-    assert out.shape == (spec.encoder.d_model,)
+    assert out.shape == (spec.step_frames, spec.encoder.d_model)
     assert out.dtype == dtype
     assert [(s.shape, s.dtype) for s in state] == [(s.shape, s.dtype) for s in new_state]
     context = backend.initial_context()
@@ -163,7 +163,7 @@ def test_wrong_inputs_are_backend_errors(bundle: Bundle, backend: Backend) -> No
     with pytest.raises(BackendError, match="could not run"):
         backend.imputer_step(window, ids.astype(np.int64))
     out, _ = backend.encoder_step(x, state)  # it still works
-    assert out.shape == (bundle.spec.encoder.d_model,)
+    assert out.shape == (bundle.spec.step_frames, bundle.spec.encoder.d_model)
 
 
 @pytest.mark.parametrize("model", [OnnxModel, LiteRtModel])

@@ -18,11 +18,15 @@ import soundfile as sf
 import torch
 from torch import nn
 
+from edge_imputer.audio import read_audio
 from edge_imputer.cli.main import main
 from edge_imputer.errors import CheckpointError, DataError, SpecError
+from edge_imputer.microfrontend import Microfrontend
+from edge_imputer.specs import MicroSpec, preset
 from edge_imputer.train.checkpoint import KEY, load_checkpoint, read_raw
 from edge_imputer.train.data import Featurizer, Manifest, write_manifest
-from edge_imputer.train.recipe import Recipe
+from edge_imputer.train.keyword_model import TorchKeywordSystem
+from edge_imputer.train.recipe import Recipe, read_recipe
 from edge_imputer.train.tasks import build_task
 from edge_imputer.train.trainer import Material, read_corpus, read_initial, train
 from edge_imputer.train.trainer import store as store_module
@@ -36,7 +40,7 @@ from edge_imputer.train.trainer.surroundings import make_augmenter
 
 from .conftest import import_or_skip
 from .processes import ROOT
-from .training_cases import RATE, tiny_recipe, write_corpus
+from .training_cases import RATE, TINY, tiny_recipe, write_corpus
 
 # Every part of a run's state is in use: moving average, running means over several updates,
 # patience, weights to average, dropout, masks, two micro-batches an update.
@@ -108,6 +112,7 @@ def _assert_equal(one: object, two: object, where: str) -> None:
 KILLED = """
 import os, signal, sys
 import tests.conftest, torch
+from edge_imputer.audio import read_audio
 from edge_imputer.cli.main import main
 step, calls = torch.optim.AdamW.step, []
 def killed(self, *args, **kwargs):
@@ -218,6 +223,40 @@ def test_accumulation_makes_the_same_updates(data, tmp_path):
         )
         for one, other in rows:
             assert float(one["loss"]) == pytest.approx(float(other["loss"]), abs=1e-5)
+
+
+def test_a_wake_word_is_trained_on_the_microfrontends_features(corpus, data, tmp_path):
+    """With an encoder that ESPHome devices run; it comes back, scores, and is gone on from."""
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'extends = "keywords-35"\nencoder = "tcn-10k"\n[features]\nkind = "micro"\n'
+        '[task]\nkind = "keywords"\nkeywords = ["abba"]\n'
+    )
+    settings = [*TINY, "batches.size=6", "batches.shares={abba=0.5}", "run.updates=3"]
+    recipe = read_recipe(file, settings)
+    path = train(*data, recipe, tmp_path / "first", data_name="tones", progress=False)
+    loaded = load_checkpoint(path)
+    assert loaded.spec.features == recipe.features == MicroSpec()
+    assert loaded.spec.encoder == preset("tcn-10k")
+    system = TorchKeywordSystem(loaded.task.model)
+    waveform, _ = read_audio(corpus / "cyd-abba-0.wav")
+    frames = torch.from_numpy(Microfrontend(MicroSpec())(waveform))
+    logits, n = loaded.task.model(frames[None], torch.tensor([len(frames)]))
+    np.testing.assert_allclose(
+        system.posteriors(waveform), logits[0, : int(n)].softmax(-1).detach(), atol=1e-6
+    )
+    assert system.score(waveform).shape == (int(n), 1)
+    rows = table(tmp_path / "first" / "train.csv") + table(tmp_path / "first" / "valid.csv")
+    assert all(np.isfinite(float(row["loss"])) for row in rows if "loss" in row)
+    again = train(
+        *data,
+        read_recipe(file, [*settings, "run.updates=1"]),
+        tmp_path / "second",
+        data_name="tones",
+        progress=False,
+        init_from=path,
+    )
+    assert load_checkpoint(again).spec == loaded.spec
 
 
 def test_what_is_averaged_is_the_mean_of_the_last_weights(unbroken):

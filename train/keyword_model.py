@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_imputer.frontend import Float32
-from edge_imputer.pcen import frontend_of
+from edge_imputer.frontends import frontend_of
 from edge_imputer.specs import KeywordModelSpec, WindowedSpec
 
 from .encoders import build_encoder
@@ -84,11 +84,12 @@ class TorchKeywordSystem:
     """A trained keyword model as a detector: audio in, a score a keyword and frame out.
 
     Score t is of the audio up to ``(t + 1) * frame_s``, and what the last feature frame reaches
-    beyond (15 ms; 12.5 ms where frames are centred; a conformer's chunk besides), as a stream would
-    have it: the posterior, averaged over the last ``spec.smoothing_ms``. Windows end there, and
-    before the stream they have zeros, as the encoder puts after an utterance. A keyword scores
-    highest when it has been heard for a while, or lies in its window as in training: up to
-    `latency_s` after its last sound. Whoever scores clips lets that much follow.
+    beyond (15 ms; 12.5 ms where frames are centred, 20 ms of the microfrontend; a conformer's chunk
+    besides), as a stream would have it: the posterior, averaged over the last
+    ``spec.smoothing_ms``. Windows end there, and before the stream they have zeros, as the encoder
+    puts after an utterance. A keyword scores highest when it has been heard for a while, or lies in
+    its window as in training: up to `latency_s` after its last sound. Whoever scores clips lets
+    that much follow.
 
     Attributes
     ----------

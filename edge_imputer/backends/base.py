@@ -29,18 +29,18 @@ class Backend(Protocol):
         ...
 
     def encoder_step(self, features: Float32, state: State) -> tuple[Array, State]:
-        """Advance by one encoder frame.
+        """Advance by one step of the encoder: one frame, or a block of them.
 
         Parameters
         ----------
-        features : float32, (subsampling, n_mels)
+        features : float32, (spec.step_features, n_mels)
             The next feature frames.
         state : tuple of arrays
             From `initial_state` or the previous call; not modified.
 
         Returns
         -------
-        encoder_out : (d_model,), int8 or float32
+        encoder_out : (spec.step_frames, d_model), int8 or float32
         state : tuple of arrays
         """
         ...

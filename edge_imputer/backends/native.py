@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..bundle import Bundle
     from .base import Array, Float32, Int32, State
 
-API_VERSION = 1  # EDIM_API_VERSION in edge_imputer.h
+API_VERSION = 2  # EDIM_API_VERSION in edge_imputer.h
 FOLDER = "native/"
 
 
@@ -31,6 +31,7 @@ class ModelInfo(ctypes.Structure):
         ("api_version", ctypes.c_int32),
         ("feature_frames", ctypes.c_int32),
         ("n_mels", ctypes.c_int32),
+        ("step_frames", ctypes.c_int32),
         ("d_model", ctypes.c_int32),
         ("window", ctypes.c_int32),
         ("chunk_size", ctypes.c_int32),
@@ -87,7 +88,7 @@ class NativeBackend:
         self._lock = threading.Lock()
         self._features = np.zeros((info.feature_frames, info.n_mels), np.float32)
         self._state = np.zeros(info.state_bytes, np.int8)
-        self._encoder_out = np.zeros(info.d_model, np.int8)
+        self._encoder_out = np.zeros((info.step_frames, info.d_model), np.int8)
         self._window = np.zeros((info.window, info.d_model), np.int8)
         self._alignment = np.zeros(info.window, np.int32)
         self._logits = np.zeros((info.chunk_size, info.vocabulary_size), np.float32)
@@ -111,7 +112,7 @@ class NativeBackend:
         return np.full((left, self.info.d_model), self.info.encoder_zero_point, np.int8)
 
     def encoder_step(self, features: Float32, state: State) -> tuple[Array, State]:
-        """Advance by one encoder frame, see `Backend.encoder_step`."""
+        """Advance by one step of the encoder, see `Backend.encoder_step`."""
         before = state[0]
         if features.shape != self._features.shape:
             raise _unexpected("features", self._features, features)
@@ -181,7 +182,8 @@ def _check(info: ModelInfo, bundle: Bundle) -> None:
     """Refuse C code of another model than the manifest describes."""
     spec, manifest = bundle.spec, bundle.manifest
     expected: dict[str, int | float] = {
-        "feature_frames": spec.encoder.subsampling,
+        "feature_frames": spec.step_features,
+        "step_frames": spec.step_frames,
         "n_mels": spec.features.n_mels,
         "d_model": spec.encoder.d_model,
         "window": spec.head.window,

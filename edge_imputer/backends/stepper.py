@@ -54,7 +54,7 @@ class Stepper:
         self.name = name
         self._encoder, self._imputer = models
         features, *states = records[0].inputs
-        self._chunk_shape = (spec.encoder.subsampling, spec.features.n_mels)
+        self._chunk_shape = (spec.step_features, spec.features.n_mels)
         self._features_shape = features.shape
         if prod(features.shape) != prod(self._chunk_shape) or len(states) != records[0].n_states:
             raise BackendError(
@@ -76,7 +76,7 @@ class Stepper:
         return context
 
     def encoder_step(self, features: Float32, state: State) -> tuple[Array, State]:
-        """Advance by one encoder frame, see `Backend`."""
+        """Advance by one step of the encoder, see `Backend`."""
         if features.shape != self._chunk_shape:
             raise BackendError(
                 f"expected features of shape {self._chunk_shape}, got {features.shape}"
@@ -84,8 +84,7 @@ class Stepper:
         quant = self._features_quant
         x: Array = features if quant is None else quantize(features, quant)
         encoder_out, *state_out = self._encoder.run([x.reshape(self._features_shape), *state])
-        frame: Array = encoder_out[0]
-        return frame, tuple(state_out)
+        return encoder_out, tuple(state_out)
 
     def imputer_step(self, encoder_window: Array, alignment_window: Int32) -> Float32:
         """One pass of the head over a chunk and its left context, see `Backend`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from ..backends import BACKENDS, load_backend
 from ..bundle import Bundle, Provenance
 from ..errors import EdgeImputerError, require
 from ..frontend import LogMel, StreamingLogMel
+from ..frontends import frontend_of
 from ..latency import measure
-from ..specs import FeatureSpec
+from ..specs import FeatureSpec, MicroSpec, PcenSpec
 from .show import latency_table, table
 
 N_STEPS = 8
@@ -86,7 +88,10 @@ def untrained_bundle(out: Path) -> Bundle:
 
 
 def bench_frontend(bundle: Path | None) -> dict[str, Any]:
-    """Log-mel of ten seconds, whole and in 10 ms pieces: CPU microseconds a second of audio."""
+    """Features of ten seconds: CPU microseconds a second of audio.
+
+    Log-mel of the whole and in 10 ms pieces, the other front ends of the whole.
+    """
     spec = FeatureSpec() if bundle is None else Bundle.load(bundle).spec.features
     seconds, rounds = 10, 15
     waveform = np.random.default_rng(0).standard_normal(seconds * spec.sample_rate, np.float32)
@@ -101,6 +106,8 @@ def bench_frontend(bundle: Path | None) -> dict[str, Any]:
     runs: dict[str, Callable[[], object]] = {
         "batch": lambda: batch(waveform),
         "streaming, 10 ms": stream,
+        "pcen": partial(frontend_of(PcenSpec()), waveform),
+        "micro": partial(frontend_of(MicroSpec()), waveform),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):

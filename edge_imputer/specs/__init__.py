@@ -9,7 +9,7 @@ from __future__ import annotations
 from .attention import AttentionSpec
 from .conformer import ConformerSpec
 from .encoders import ConvSpec, CrnnSpec
-from .features import FeatureSpec, MelSpec, PcenSpec
+from .features import FeatureSpec, FrameSpec, MelSpec, MicroSpec, PcenSpec
 from .head import ImputerSpec, check_schedule
 from .keywords import SILENCE, UNKNOWN, AnyFeatureSpec, KeywordModelSpec, for_classes
 from .model import AnyEncoderSpec, EncoderSpec, ModelSpec, check_pair
@@ -31,9 +31,11 @@ __all__ = [
     "CrnnSpec",
     "EncoderSpec",
     "FeatureSpec",
+    "FrameSpec",
     "ImputerSpec",
     "KeywordModelSpec",
     "MelSpec",
+    "MicroSpec",
     "ModelSpec",
     "PcenSpec",
     "TcnSpec",

@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import SpecError
 from .base import Spec
 
 
-class MelSpec(Spec, frozen=True, kw_only=True):
-    """What every front end begins with: frames, their power spectrum, HTK mel bands."""
+class FrameSpec(Spec, frozen=True, kw_only=True):
+    """What every front end's specification tells: its rate, its frames, how many bands they have.
+
+    Whether these can be chosen is the specification's own matter.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def sample_rate(self) -> int:
+            """Of the waveform, in Hz."""
+
+        @property
+        def frame_length(self) -> int:
+            """Samples of a frame."""
+
+        @property
+        def hop_length(self) -> int:
+            """Samples from one frame to the next."""
+
+        @property
+        def n_mels(self) -> int:
+            """Bands, the width of a feature frame."""
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zero samples that are put before and after a waveform."""
+        return 0, 0
+
+    def check(self) -> None:
+        """Raise `SpecError` on values that contradict each other."""
+
+    def whole_frames(self, n_samples: int) -> int:
+        """Number of whole frames in `n_samples` samples, padding counted among them."""
+        return max(0, 1 + (n_samples - self.frame_length) // self.hop_length)
+
+    def n_frames(self, n_samples: int) -> int:
+        """Number of frames of a waveform of `n_samples` samples."""
+        return self.whole_frames(n_samples + sum(self.padding))
+
+    def n_samples(self, n_frames: int) -> int:
+        """Fewest samples that give `n_frames` frames."""
+        if n_frames < 1:
+            return 0
+        return self.frame_length + (n_frames - 1) * self.hop_length - sum(self.padding)
+
+
+class MelSpec(FrameSpec, frozen=True, kw_only=True):
+    """What float front ends begin with: frames, their power spectrum, HTK mel bands."""
 
     sample_rate: int = 16_000
     frame_length: int = 400  # samples, 25 ms
@@ -16,11 +65,6 @@ class MelSpec(Spec, frozen=True, kw_only=True):
     n_mels: int = 40
     f_min_hz: float = 20.0
     f_max_hz: float = 7_600.0
-
-    @property
-    def padding(self) -> tuple[int, int]:
-        """Zero samples that are put before and after a waveform."""
-        return 0, 0
 
     def check(self) -> None:
         """Raise `SpecError` on values that contradict each other."""
@@ -36,20 +80,6 @@ class MelSpec(Spec, frozen=True, kw_only=True):
             )
         if self.n_mels < 1:
             raise SpecError(f"expected n_mels >= 1, got {self.n_mels}")
-
-    def whole_frames(self, n_samples: int) -> int:
-        """Number of whole frames in `n_samples` samples, padding counted among them."""
-        return max(0, 1 + (n_samples - self.frame_length) // self.hop_length)
-
-    def n_frames(self, n_samples: int) -> int:
-        """Number of frames of a waveform of `n_samples` samples."""
-        return self.whole_frames(n_samples + sum(self.padding))
-
-    def n_samples(self, n_frames: int) -> int:
-        """Fewest samples that give `n_frames` frames."""
-        if n_frames < 1:
-            return 0
-        return self.frame_length + (n_frames - 1) * self.hop_length - sum(self.padding)
 
 
 class FeatureSpec(MelSpec, frozen=True, kw_only=True, tag="log-mel", tag_field="kind"):
@@ -134,4 +164,36 @@ class PcenSpec(MelSpec, frozen=True, kw_only=True, tag="pcen", tag_field="kind")
             raise SpecError(
                 "expected delta >= 0, epsilon > 0 and input_scale > 0, got "
                 f"{self.delta}, {self.epsilon} and {self.input_scale}"
+            )
+
+
+class MicroSpec(FrameSpec, frozen=True, kw_only=True, tag="micro", tag_field="kind"):
+    """The microfrontend of TensorFlow Lite Micro, as ESPHome's micro_wake_word runs it.
+
+    16 kHz, frames of 30 ms, 40 mel bands from 125 to 7,500 Hz, noise reduction, gain control and a
+    logarithm, all in integers: see `edge_imputer.microfrontend`. ESPHome's firmware hard-codes
+    everything but the step (``feature_step_size`` of a model's manifest), so there is nothing else
+    to set.
+
+    Attributes
+    ----------
+    hop_length : int
+        Samples, whole milliseconds up to a frame's 30. Today's models have 10 ms, which is what
+        pymicro-features computes; ESPHome's first ones had 20 ms.
+    """
+
+    hop_length: int = 160
+
+    # Without annotations, hence no fields: a recipe or a manifest that sets them is refused.
+    sample_rate = 16_000
+    frame_length = 480
+    n_mels = 40
+
+    def check(self) -> None:
+        """Raise `SpecError` on a step that ESPHome cannot be told."""
+        samples_per_ms = self.sample_rate // 1000
+        if not 0 < self.hop_length <= self.frame_length or self.hop_length % samples_per_ms:
+            raise SpecError(
+                f"expected hop_length in whole milliseconds of {samples_per_ms} samples, up to the "
+                f"frame's {self.frame_length}, got {self.hop_length}"
             )

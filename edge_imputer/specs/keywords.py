@@ -8,14 +8,14 @@ import msgspec
 
 from ..errors import SpecError
 from .base import Spec
-from .features import FeatureSpec, PcenSpec
+from .features import FeatureSpec, MicroSpec, PcenSpec
 from .model import AnyEncoderSpec
 from .windowed import WindowedCnnSpec, WindowedCrnnSpec, WindowedSpec
 
 UNKNOWN = "_unknown_"
 SILENCE = "_silence_"
 
-AnyFeatureSpec = Union[FeatureSpec, PcenSpec]  # noqa: UP007 (msgspec reads it on 3.10)
+AnyFeatureSpec = Union[FeatureSpec, PcenSpec, MicroSpec]  # noqa: UP007 (msgspec reads it on 3.10)
 """Every front end there is."""
 
 
@@ -28,7 +28,7 @@ class KeywordModelSpec(Spec, frozen=True, kw_only=True):
 
     Attributes
     ----------
-    features : FeatureSpec or PcenSpec
+    features : any front end's specification
     encoder : any encoder's specification
         Over windows: with as many `n_classes` as there are classes, see `for_classes`.
     keywords : tuple of str

@@ -77,6 +77,18 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
         return self.encoder.subsampling * f.hop_length / f.sample_rate
 
     @property
+    def step_features(self) -> int:
+        """Feature frames that the encoder takes at once in a stream."""
+        if isinstance(self.encoder, ConformerSpec):
+            return self.encoder.chunk_frames
+        return self.encoder.subsampling
+
+    @property
+    def step_frames(self) -> int:
+        """Encoder frames that it gives for them."""
+        return self.step_features // self.encoder.subsampling
+
+    @property
     def chunk_features(self) -> int:
         """Feature frames in a chunk."""
         return self.head.chunk_size * self.encoder.subsampling

@@ -29,10 +29,11 @@ extern "C" {
 #endif
 
 /* Raised whenever a function or edim_model_info changes. */
-#define EDIM_API_VERSION 1
+#define EDIM_API_VERSION 2 /* 2: an encoder step may give several frames */
 
 /* Elements of one call's arrays. */
 #define EDIM_FEATURES (EDIM_FEATURE_FRAMES * EDIM_N_MELS)
+#define EDIM_ENCODER_OUT (EDIM_STEP_FRAMES * EDIM_D_MODEL)
 #define EDIM_LOGITS (EDIM_CHUNK_SIZE * EDIM_VOCABULARY_SIZE)
 
 /* Bytes of scratch memory: one arena serves both steps, nothing is kept in it between calls. */
@@ -51,6 +52,7 @@ typedef struct edim_model_info {
     int32_t api_version;         /* EDIM_API_VERSION */
     int32_t feature_frames;      /* feature frames an encoder step reads */
     int32_t n_mels;              /* features a frame */
+    int32_t step_frames;         /* encoder frames it gives for them */
     int32_t d_model;             /* width of an encoder frame */
     int32_t window;              /* encoder frames a head pass reads: left context and chunk */
     int32_t chunk_size;          /* encoder frames a head pass gives logits for */
@@ -75,14 +77,14 @@ void edim_encoder_reset(int8_t state[EDIM_STATE_BYTES]);
 /* Real features to int8, n of them: halves to even, saturating; not a number becomes the least. */
 void edim_quantize_features(const float *log_mel, int32_t n, int8_t *features);
 
-/* Reads the next feature frames, writes one encoder frame.
+/* Reads the next feature frames, writes one encoder frame, or a block of them.
  *
  * features     (EDIM_FEATURE_FRAMES, EDIM_N_MELS), frame by frame
  * state        from edim_encoder_reset or the call before; updated
- * encoder_out  (EDIM_D_MODEL)
+ * encoder_out  (EDIM_STEP_FRAMES, EDIM_D_MODEL)
  */
 void edim_encoder_step(const int8_t features[EDIM_FEATURES], int8_t state[EDIM_STATE_BYTES],
-                       int8_t encoder_out[EDIM_D_MODEL], int8_t arena[EDIM_ARENA_BYTES]);
+                       int8_t encoder_out[EDIM_ENCODER_OUT], int8_t arena[EDIM_ARENA_BYTES]);
 
 /* One pass of the Imputer head over a chunk and the encoder frames before it.
  *
@@ -105,7 +107,7 @@ void edim_dequantize_logits(const int8_t *logits, int32_t n, float *real);
 /* The same steps with real features and real logits. They hold EDIM_FEATURES and EDIM_LOGITS
  * bytes on the stack. */
 void edim_encoder_step_f32(const float log_mel[EDIM_FEATURES], int8_t state[EDIM_STATE_BYTES],
-                           int8_t encoder_out[EDIM_D_MODEL], int8_t arena[EDIM_ARENA_BYTES]);
+                           int8_t encoder_out[EDIM_ENCODER_OUT], int8_t arena[EDIM_ARENA_BYTES]);
 edim_status edim_imputer_step_f32(const int8_t encoder_window[EDIM_WINDOW * EDIM_D_MODEL],
                                   const int32_t alignment[EDIM_WINDOW], float logits[EDIM_LOGITS],
                                   int8_t arena[EDIM_ARENA_BYTES]);

@@ -6,6 +6,7 @@ const edim_model_info *edim_model(void) {
         EDIM_API_VERSION,
         EDIM_FEATURE_FRAMES,
         EDIM_N_MELS,
+        EDIM_STEP_FRAMES,
         EDIM_D_MODEL,
         EDIM_WINDOW,
         EDIM_CHUNK_SIZE,
@@ -51,7 +52,7 @@ void edim_dequantize_logits(const int8_t *logits, int32_t n, float *real) {
 }
 
 void edim_encoder_step_f32(const float log_mel[EDIM_FEATURES], int8_t state[EDIM_STATE_BYTES],
-                           int8_t encoder_out[EDIM_D_MODEL], int8_t arena[EDIM_ARENA_BYTES]) {
+                           int8_t encoder_out[EDIM_ENCODER_OUT], int8_t arena[EDIM_ARENA_BYTES]) {
     int8_t features[EDIM_FEATURES];
     edim_quantize_features(log_mel, EDIM_FEATURES, features);
     edim_encoder_step(features, state, encoder_out, arena);

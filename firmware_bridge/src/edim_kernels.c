@@ -245,6 +245,157 @@ void edim_conv2d(const edim_linear *layer, const edim_conv *conv, const int8_t *
     }
 }
 
+/* The first input of a window. */
+static const int8_t *corner_of(const edim_window *window, const int8_t *x, int32_t time,
+                               int32_t freq) {
+    const int32_t t = time * window->stride_time, f = freq * window->stride_freq;
+    return x + (t * window->freq + f) * window->channels;
+}
+
+/* How far an element of a window lies behind the first. */
+static int32_t tap_of(const edim_window *window, int32_t time, int32_t freq) {
+    const int32_t t = time * window->dilation_time, f = freq * window->dilation_freq;
+    return (t * window->freq + f) * window->channels;
+}
+
+/* Channels [first, first + n), n <= EDIM_ROW_BLOCK, of one output position. */
+static void convolve_channels(const edim_linear *layer, const edim_window *window,
+                              const int8_t *corner, int32_t first, int32_t n, int8_t *y) {
+    int32_t accumulator[EDIM_ROW_BLOCK] = {0};
+    for (int32_t i = 0; i < window->kernel_time; i++) {
+        for (int32_t j = 0; j < window->kernel_freq; j++) {
+            const int32_t tap = i * window->kernel_freq + j;
+            const int8_t *restrict weight = layer->weight + tap * layer->rows + first;
+            const int8_t *restrict x = corner + tap_of(window, i, j) + first;
+            for (int32_t c = 0; c < n; c++) {
+                accumulator[c] += (x[c] + EDIM_ACTIVATION_SHIFT) * weight[c];
+            }
+        }
+    }
+    requantize(layer, first, n, accumulator, y + first);
+}
+
+void edim_depthwise_conv2d(const edim_linear *layer, const edim_window *window, const int8_t *x,
+                           int8_t *y) {
+    const int32_t rows = layer->rows;
+    for (int32_t time = 0; time < window->out_time; time++) {
+        for (int32_t freq = 0; freq < window->out_freq; freq++, y += rows) {
+            const int8_t *corner = corner_of(window, x, time, freq);
+            for (int32_t first = 0; first < rows; first += EDIM_ROW_BLOCK) {
+                const int32_t rest = rows - first;
+                const int32_t count = rest < EDIM_ROW_BLOCK ? rest : EDIM_ROW_BLOCK;
+                convolve_channels(layer, window, corner, first, count, y);
+            }
+        }
+    }
+}
+
+static void maximum(int8_t *restrict y, const int8_t *restrict x, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        y[i] = (int8_t)(x[i] > y[i] ? x[i] : y[i]);
+    }
+}
+
+void edim_max_pool(const edim_window *window, const int8_t *x, int8_t *y) {
+    const int32_t channels = window->channels;
+    for (int32_t time = 0; time < window->out_time; time++) {
+        for (int32_t freq = 0; freq < window->out_freq; freq++, y += channels) {
+            const int8_t *corner = corner_of(window, x, time, freq);
+            edim_copy(y, corner, channels);
+            for (int32_t i = 0; i < window->kernel_time; i++) {
+                for (int32_t j = 0; j < window->kernel_freq; j++) {
+                    maximum(y, corner + tap_of(window, i, j), channels);
+                }
+            }
+        }
+    }
+}
+
+/* Accumulators sum((x - x_zero_point) * y), and sum_x = sum(x - x_zero_point), -> int8. */
+static void requantize_products(const edim_matmul *restrict matmul, int32_t sum_x, int32_t n,
+                                const int32_t *restrict accumulator, int8_t *restrict output) {
+    const edim_factor factor = matmul->output;
+    const int32_t rest = matmul->y_zero_point * sum_x, zero_point = matmul->output_zero_point;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t scaled = scale_once(accumulator[i] - rest, factor.multiplier, factor.shift);
+        output[i] = saturate(scaled, zero_point, -128);
+    }
+}
+
+/* x (n, depth), n <= EDIM_TILE, times y (columns, depth) -> output (n, columns). */
+static void multiply_transposed(const edim_matmul *matmul, const edim_activation *x, int32_t n,
+                                const int8_t *y, int8_t *output) {
+    const int32_t depth = matmul->depth, columns = matmul->columns;
+    const int32_t x_zero_point = matmul->x_zero_point + EDIM_ACTIVATION_SHIFT;
+    int32_t accumulator[EDIM_ROWS], sum_x[EDIM_TILE] = {0};
+    for (int32_t i = 0; i < n; i++) {
+        for (int32_t k = 0; k < depth; k++) {
+            sum_x[i] += x[i * depth + k] - x_zero_point;
+        }
+    }
+    for (int32_t first = 0; first < columns; first += EDIM_ROWS) {
+        const int32_t count = columns - first < EDIM_ROWS ? columns - first : EDIM_ROWS;
+        const int8_t *row[EDIM_ROWS];
+        int32_t sum_y[EDIM_ROWS] = {0};
+        for (int32_t j = 0; j < EDIM_ROWS; j++) { /* past the end: the last row again */
+            row[j] = y + (first + (j < count ? j : count - 1)) * depth;
+            for (int32_t k = 0; k < depth; k++) {
+                sum_y[j] += row[j][k];
+            }
+        }
+        for (int32_t i = 0; i < n; i++) {
+            dot(x + i * depth, row, depth, accumulator);
+            for (int32_t j = 0; j < EDIM_ROWS; j++) {
+                accumulator[j] -= x_zero_point * sum_y[j];
+            }
+            requantize_products(matmul, sum_x[i], count, accumulator,
+                                output + i * columns + first);
+        }
+    }
+}
+
+/* x (depth,) times y (depth, columns) -> output (columns,), the columns side by side. */
+static void multiply_plain(const edim_matmul *matmul, const int8_t *x, const int8_t *y,
+                           int8_t *output) {
+    const int32_t depth = matmul->depth, columns = matmul->columns;
+    int32_t sum_x = 0;
+    for (int32_t k = 0; k < depth; k++) {
+        sum_x += x[k] - matmul->x_zero_point;
+    }
+    for (int32_t first = 0; first < columns; first += EDIM_ROW_BLOCK) {
+        const int32_t rest = columns - first;
+        const int32_t count = rest < EDIM_ROW_BLOCK ? rest : EDIM_ROW_BLOCK;
+        int32_t accumulator[EDIM_ROW_BLOCK] = {0};
+        for (int32_t k = 0; k < depth; k++) {
+            const int32_t value = x[k] - matmul->x_zero_point;
+            const int8_t *restrict row = y + k * columns + first;
+            for (int32_t j = 0; j < count; j++) {
+                accumulator[j] += value * row[j];
+            }
+        }
+        requantize_products(matmul, sum_x, count, accumulator, output + first);
+    }
+}
+
+void edim_batch_matmul(const edim_matmul *matmul, const int8_t *x, const int8_t *y, int8_t *output,
+                       int8_t *scratch) {
+    const int32_t n = matmul->n, depth = matmul->depth, columns = matmul->columns;
+    const int32_t tile = matmul->transposed ? EDIM_TILE : 1;
+    for (int32_t b = 0; b < matmul->batch; b++, y += depth * columns) {
+        for (int32_t i = 0; i < n; i += tile) {
+            const int32_t count = n - i < tile ? n - i : tile;
+            if (matmul->transposed) {
+                const edim_activation *rows = activations(x, count * depth, scratch);
+                multiply_transposed(matmul, rows, count, y, output);
+            } else {
+                multiply_plain(matmul, x, y, output);
+            }
+            x += count * depth;
+            output += count * columns;
+        }
+    }
+}
+
 /* x + sign * y */
 static inline void sum_elements(const edim_sum *sum, int32_t sign, const int8_t *x,
                                 const int8_t *y, int32_t n, int8_t *output) {
@@ -278,6 +429,88 @@ void edim_mul(const edim_product *product, const int8_t *x, const int8_t *y, int
     }
 }
 
+void edim_minimum(const int8_t *x, const int8_t *y, int32_t n, int8_t *output) {
+    for (int32_t i = 0; i < n; i++) {
+        output[i] = (int8_t)(x[i] < y[i] ? x[i] : y[i]);
+    }
+}
+
+/* An elementwise kernel, whatever its constants are. */
+typedef void binary_kernel(const void *constants, const int8_t *x, const int8_t *y, int32_t n,
+                           int8_t *output);
+
+static void add_any(const void *constants, const int8_t *x, const int8_t *y, int32_t n,
+                    int8_t *output) {
+    edim_add((const edim_sum *)constants, x, y, n, output);
+}
+
+static void sub_any(const void *constants, const int8_t *x, const int8_t *y, int32_t n,
+                    int8_t *output) {
+    edim_sub((const edim_sum *)constants, x, y, n, output);
+}
+
+static void mul_any(const void *constants, const int8_t *x, const int8_t *y, int32_t n,
+                    int8_t *output) {
+    edim_mul((const edim_product *)constants, x, y, n, output);
+}
+
+static void minimum_any(const void *constants, const int8_t *x, const int8_t *y, int32_t n,
+                        int8_t *output) {
+    (void)constants;
+    edim_minimum(x, y, n, output);
+}
+
+/* The innermost dimension, of which one input may be a single element: that is repeated in blocks,
+ * for the kernel to work on contiguous elements only. */
+static void broadcast_row(binary_kernel *kernel, const void *constants, const int8_t *x,
+                          int32_t x_stride, const int8_t *y, int32_t y_stride, int32_t n,
+                          int8_t *output) {
+    if (x_stride && y_stride) {
+        kernel(constants, x, y, n, output);
+        return;
+    }
+    int8_t repeated[EDIM_ROW_BLOCK];
+    edim_fill(repeated, x_stride ? *y : *x, EDIM_ROW_BLOCK);
+    for (int32_t i = 0; i < n; i += EDIM_ROW_BLOCK) {
+        const int32_t count = n - i < EDIM_ROW_BLOCK ? n - i : EDIM_ROW_BLOCK;
+        kernel(constants, x_stride ? x + i : repeated, x_stride ? repeated : y + i, count,
+               output + i);
+    }
+}
+
+static void broadcast(binary_kernel *kernel, const void *constants, const edim_broadcast *shape,
+                      const int8_t *x, const int8_t *y, int8_t *output) {
+    const int32_t *size = shape->size, *sx = shape->x_stride, *sy = shape->y_stride;
+    for (int32_t i = 0; i < size[0]; i++) {
+        for (int32_t j = 0; j < size[1]; j++) {
+            for (int32_t k = 0; k < size[2]; k++, output += size[3]) {
+                broadcast_row(kernel, constants, x + i * sx[0] + j * sx[1] + k * sx[2], sx[3],
+                              y + i * sy[0] + j * sy[1] + k * sy[2], sy[3], size[3], output);
+            }
+        }
+    }
+}
+
+void edim_add_broadcast(const edim_sum *sum, const edim_broadcast *shape, const int8_t *x,
+                        const int8_t *y, int8_t *output) {
+    broadcast(add_any, sum, shape, x, y, output);
+}
+
+void edim_sub_broadcast(const edim_sum *sum, const edim_broadcast *shape, const int8_t *x,
+                        const int8_t *y, int8_t *output) {
+    broadcast(sub_any, sum, shape, x, y, output);
+}
+
+void edim_mul_broadcast(const edim_product *product, const edim_broadcast *shape, const int8_t *x,
+                        const int8_t *y, int8_t *output) {
+    broadcast(mul_any, product, shape, x, y, output);
+}
+
+void edim_minimum_broadcast(const edim_broadcast *shape, const int8_t *x, const int8_t *y,
+                            int8_t *output) {
+    broadcast(minimum_any, 0, shape, x, y, output);
+}
+
 void edim_relu(int32_t zero_point, const int8_t *x, int32_t n, int8_t *output) {
     for (int32_t i = 0; i < n; i++) {
         output[i] = (int8_t)(x[i] < zero_point ? zero_point : x[i]);
@@ -287,6 +520,78 @@ void edim_relu(int32_t zero_point, const int8_t *x, int32_t n, int8_t *output) {
 void edim_lookup(const int8_t table[256], const int8_t *x, int32_t n, int8_t *output) {
     for (int32_t i = 0; i < n; i++) {
         output[i] = table[x[i] + 128];
+    }
+}
+
+/* y[i] = 256 * exp(x[i]) / sum(exp(x)), halves up, from -128 on. No part reaches 2^31. */
+static void softmax_row(const int32_t table[256], const int8_t *x, int32_t n, int8_t *y) {
+    int32_t largest = -128;
+    for (int32_t i = 0; i < n; i++) {
+        largest = x[i] > largest ? x[i] : largest;
+    }
+    int32_t total = 0;
+    for (int32_t i = 0; i < n; i++) {
+        total += table[largest - x[i]];
+    }
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t share = (table[largest - x[i]] * 256 + total / 2) / total;
+        y[i] = (int8_t)((share < 255 ? share : 255) - 128);
+    }
+}
+
+void edim_softmax(const int32_t table[256], const int8_t *x, int32_t rows, int32_t depth,
+                  int8_t *output) {
+    for (int32_t i = 0; i < rows; i++) {
+        softmax_row(table, x + i * depth, depth, output + i * depth);
+    }
+}
+
+/* The largest integer whose square is at most x < 2^52, bit by bit. */
+static uint32_t integer_root(uint64_t x) {
+    uint64_t root = 0;
+    for (uint64_t bit = UINT64_C(1) << 50; bit != 0; bit >>= 2) {
+        const uint64_t next = root + bit;
+        root >>= 1;
+        if (x >= next) {
+            x -= next;
+            root += bit;
+        }
+    }
+    return (uint32_t)root;
+}
+
+/* y[i] = 128 * v[i] / |v|, v = x - zero_point; halves away from zero. */
+static void l2_norm_row(int32_t zero_point, const int8_t *x, int32_t n, int8_t *y) {
+    int32_t squares = 0; /* less than 2^26 */
+    for (int32_t i = 0; i < n; i++) {
+        squares += (x[i] - zero_point) * (x[i] - zero_point);
+    }
+    const uint32_t length = integer_root((uint64_t)squares << (2 * EDIM_NORM_BITS));
+    const uint32_t divisor = length ? length : 1; /* a row of zeros */
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t value = x[i] - zero_point;
+        const uint32_t size = (uint32_t)(value < 0 ? -value : value) << (7 + EDIM_NORM_BITS);
+        const int32_t rounded = (int32_t)((size + divisor / 2) / divisor);
+        y[i] = (int8_t)clamp(value < 0 ? -rounded : rounded, -128, 127);
+    }
+}
+
+void edim_l2_norm(int32_t zero_point, const int8_t *x, int32_t rows, int32_t depth,
+                  int8_t *output) {
+    for (int32_t i = 0; i < rows; i++) {
+        l2_norm_row(zero_point, x + i * depth, depth, output + i * depth);
+    }
+}
+
+void edim_mean(const edim_average *average, const int8_t *x, int32_t rows, int8_t *output) {
+    const edim_factor factor = average->output;
+    for (int32_t i = 0; i < rows; i++, x += average->depth) {
+        int32_t total = -average->depth * average->input_zero_point;
+        for (int32_t k = 0; k < average->depth; k++) {
+            total += x[k];
+        }
+        const int32_t scaled = scale_once(total, factor.multiplier, factor.shift);
+        output[i] = saturate(scaled, average->output_zero_point, -128);
     }
 }
 
@@ -301,13 +606,26 @@ int32_t edim_embedding(const int8_t *table, int32_t rows, int32_t width, const i
     return 0;
 }
 
+/* Collects n elements that are `stride` apart. */
+static void copy_strided(int8_t *restrict target, const int8_t *restrict source, int32_t stride,
+                         int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        target[i] = source[i * stride];
+    }
+}
+
 void edim_copy_box(const edim_box *box, const int8_t *source, int8_t *target) {
     const int32_t *from = box->source_stride, *to = box->target_stride;
     for (int32_t i = 0; i < box->size[0]; i++) {
         for (int32_t j = 0; j < box->size[1]; j++) {
             for (int32_t k = 0; k < box->size[2]; k++) {
-                edim_copy(target + i * to[0] + j * to[1] + k * to[2],
-                          source + i * from[0] + j * from[1] + k * from[2], box->size[3]);
+                const int8_t *first = source + i * from[0] + j * from[1] + k * from[2];
+                int8_t *row = target + i * to[0] + j * to[1] + k * to[2];
+                if (from[3] == 1) {
+                    edim_copy(row, first, box->size[3]);
+                } else {
+                    copy_strided(row, first, from[3], box->size[3]);
+                }
             }
         }
     }

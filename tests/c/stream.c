@@ -25,7 +25,7 @@ static void put(const int8_t *data, size_t n) {
 
 int main(void) {
     int8_t *features = bytes(EDIM_FEATURES), *state = bytes(EDIM_STATE_BYTES);
-    int8_t *frame = bytes(EDIM_D_MODEL), *window = bytes(EDIM_WINDOW * EDIM_D_MODEL);
+    int8_t *frame = bytes(EDIM_ENCODER_OUT), *window = bytes(EDIM_WINDOW * EDIM_D_MODEL);
     int8_t *logits = bytes(EDIM_LOGITS), *block = bytes(EDIM_ARENA_BYTES + 1);
     int8_t *arena = block + 1;
     int32_t *alignment = bytes(EDIM_WINDOW * sizeof *alignment);
@@ -39,7 +39,7 @@ int main(void) {
             return 1;
         }
         edim_encoder_step(features, state, frame, arena);
-        put(frame, EDIM_D_MODEL);
+        put(frame, EDIM_ENCODER_OUT);
         put(state, EDIM_STATE_BYTES);
     }
     while (fread(window, EDIM_D_MODEL, EDIM_WINDOW, stdin) == EDIM_WINDOW &&

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.files import PART_SUFFIX, replacing
-from edge_imputer.specs import FeatureSpec, PcenSpec
+from edge_imputer.specs import AnyFeatureSpec
 
 from .corpus import read_clip
 from .records import ClipRecord, Waveform
@@ -119,7 +119,7 @@ class ClipCache:
         self,
         folder: Path,
         record: ClipRecord,
-        spec: FeatureSpec | PcenSpec,
+        spec: AnyFeatureSpec,
         settings: dict[str, Any],
         compute: Callable[[], Array],
     ) -> npt.NDArray[np.float32]:

@@ -265,7 +265,8 @@ class MicroBatches(IterableDataset[Batch]):
         ids = self.featurizer.targets(text, len(x))
         if self.featurizer.logarithmic:
             x = self.augmenter.features(x, rng, draw.strength)
-        x = self.augmenter.masked(self.featurizer.normalize(x), rng, draw.strength)
+        x = self.featurizer.normalize(x)
+        x = self.augmenter.masked(x, rng, draw.strength, mean=self.featurizer.mean(x))
         flat = self.featurizer.flat_start(spans, len(x))
         return Example(x, ids, flat, draw.label, draw.seed)
 

@@ -8,7 +8,7 @@ from typing import Any
 from edge_imputer.specs import (
     ConformerSpec,
     CrnnSpec,
-    MelSpec,
+    FrameSpec,
     TcnSpec,
     WindowedCnnSpec,
     WindowedCrnnSpec,
@@ -43,13 +43,13 @@ ENCODERS: dict[type, Callable[[Any, Any], Encoder]] = {
 }
 
 
-def build_encoder(spec: Any, features: MelSpec) -> Encoder:
+def build_encoder(spec: Any, features: FrameSpec) -> Encoder:
     """The encoder of a specification, with untrained weights.
 
     Parameters
     ----------
     spec : one of the specs in `ENCODERS`
-    features : MelSpec
+    features : FrameSpec
         What it is fed.
 
     Raises

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edge_imputer.specs import AnyEncoderSpec, MelSpec
+from edge_imputer.specs import AnyEncoderSpec, FrameSpec
 
 from ..benchmark import cpu_threads, timed
 from ..layers.base import State
@@ -45,7 +45,7 @@ class Row:
     state_bytes: int
 
 
-def measure(presets: Mapping[str, AnyEncoderSpec], features: MelSpec) -> list[Row]:
+def measure(presets: Mapping[str, AnyEncoderSpec], features: FrameSpec) -> list[Row]:
     """A row for each encoder."""
     torch.manual_seed(0)
     built = {name: build_encoder(spec, features).eval() for name, spec in presets.items()}
@@ -71,7 +71,7 @@ def measure(presets: Mapping[str, AnyEncoderSpec], features: MelSpec) -> list[Ro
     return rows
 
 
-def stream(encoder: Encoder, features: MelSpec) -> Callable[[], float]:
+def stream(encoder: Encoder, features: FrameSpec) -> Callable[[], float]:
     """A call that feeds a stream's next chunk, and gives CPU ms a second of audio.
 
     The stream has warmed up: a second and more has gone through it.

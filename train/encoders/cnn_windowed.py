@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_imputer.specs import MelSpec, WindowedCnnSpec
+from edge_imputer.specs import FrameSpec, WindowedCnnSpec
 
 from .windowed import WindowedEncoder, init_relu_network
 
@@ -45,6 +45,6 @@ class CnnNetwork(nn.Module):
 class WindowedCnnEncoder(WindowedEncoder):
     """Feature frames -> logits of the windows, each a `CnnNetwork`'s; see `WindowedEncoder`."""
 
-    def __init__(self, spec: WindowedCnnSpec, features: MelSpec) -> None:
+    def __init__(self, spec: WindowedCnnSpec, features: FrameSpec) -> None:
         spec.check()
         super().__init__(spec, features, CnnNetwork(spec, features.n_mels))

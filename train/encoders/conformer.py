@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edge_imputer.specs import BLANK_ID, ConformerSpec, MelSpec
+from edge_imputer.specs import BLANK_ID, ConformerSpec, FrameSpec
 
 from ..layers.base import State
 from ..layers.conformer import ConformerBlock, make_linear, make_norm
@@ -42,7 +42,7 @@ class ConformerEncoder(Encoder):
         branches share, which training wants.
     """
 
-    def __init__(self, spec: ConformerSpec, features: MelSpec) -> None:
+    def __init__(self, spec: ConformerSpec, features: FrameSpec) -> None:
         super().__init__()
         spec.check()
         self.spec = spec

@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from edge_imputer.specs import CrnnSpec, FeatureSpec
+from edge_imputer.specs import CrnnSpec, FrameSpec
 
 from ..layers.base import State
 from ..layers.conv import CausalConv2d
@@ -26,7 +26,7 @@ class CrnnEncoder(Encoder):
     before it; in training they have no part in the batch statistics either.
     """
 
-    def __init__(self, spec: CrnnSpec, features: FeatureSpec) -> None:
+    def __init__(self, spec: CrnnSpec, features: FrameSpec) -> None:
         super().__init__()
         self.spec = spec
         self.n_mels = features.n_mels

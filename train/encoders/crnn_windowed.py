@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_imputer.specs import MelSpec, WindowedCrnnSpec
+from edge_imputer.specs import FrameSpec, WindowedCrnnSpec
 
 from ..layers.recurrent import OneBiasGru
 from .windowed import WindowedEncoder, init_relu_network, same_padding
@@ -55,6 +55,6 @@ class WindowedCrnnEncoder(WindowedEncoder):
     the GRUs start anew in each.
     """
 
-    def __init__(self, spec: WindowedCrnnSpec, features: MelSpec) -> None:
+    def __init__(self, spec: WindowedCrnnSpec, features: FrameSpec) -> None:
         spec.check()
         super().__init__(spec, features, WindowNetwork(spec, features.n_mels))

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edge_imputer.specs import MelSpec, TcnSpec
+from edge_imputer.specs import FrameSpec, TcnSpec
 
 from ..layers.base import State
 from ..layers.depthwise import CausalDepthwiseConv1d, Pointwise
@@ -99,7 +99,7 @@ class TcnEncoder(Encoder):
     for each layer that sees earlier frames, stem first.
     """
 
-    def __init__(self, spec: TcnSpec, features: MelSpec) -> None:
+    def __init__(self, spec: TcnSpec, features: FrameSpec) -> None:
         super().__init__()
         spec.check()
         self.spec = spec

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_imputer.specs import MelSpec, WindowedSpec
+from edge_imputer.specs import FrameSpec, WindowedSpec
 
 from ..layers.base import State
 from .base import Encoder
@@ -53,7 +53,7 @@ class WindowedEncoder(Encoder):
     `step` allows every partition of the frames, and gives a window's logits with its last frame.
     """
 
-    def __init__(self, spec: WindowedSpec, features: MelSpec, network: nn.Module) -> None:
+    def __init__(self, spec: WindowedSpec, features: FrameSpec, network: nn.Module) -> None:
         super().__init__()
         self.spec = spec
         self.n_mels = features.n_mels

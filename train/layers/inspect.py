@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from edge_imputer.errors import SpecError
-from edge_imputer.specs import AnyEncoderSpec, MelSpec
+from edge_imputer.specs import AnyEncoderSpec, FrameSpec
 
 from ..encoders import Encoder, build_encoder
 from .base import State
@@ -92,19 +92,19 @@ class EncoderInfo:
     receptive_field_ms: float | None
 
 
-def describe(spec: AnyEncoderSpec, features: MelSpec) -> EncoderInfo:
+def describe(spec: AnyEncoderSpec, features: FrameSpec) -> EncoderInfo:
     """What an encoder of that specification is made of and costs; weights are random."""
     return inspect_encoder(build_encoder(spec, features).eval(), features)
 
 
-def inspect_encoder(encoder: Encoder, features: MelSpec) -> EncoderInfo:
+def inspect_encoder(encoder: Encoder, features: FrameSpec) -> EncoderInfo:
     """Stream noise through an encoder and note what each layer does.
 
     Parameters
     ----------
     encoder : Encoder
         In evaluation mode.
-    features : MelSpec
+    features : FrameSpec
         What it was built for.
 
     Raises
@@ -142,7 +142,7 @@ def inspect_encoder(encoder: Encoder, features: MelSpec) -> EncoderInfo:
 class Stream:
     """An encoder that is fed noise by its shortest steps, and what has come out of it."""
 
-    def __init__(self, encoder: Encoder, features: MelSpec) -> None:
+    def __init__(self, encoder: Encoder, features: FrameSpec) -> None:
         self.encoder, self.features = encoder, features
         self.state: State = encoder.initial_state(1)
         self.n_fed = self.n_out = self.latency_samples = 0

@@ -137,8 +137,8 @@ class SelfAttention(nn.Module):
             age = torch.as_tensor(window.age[:n_keys], device=chunk.device)
             seen = seen & (age <= state[-1][:, None])[:, None, None]  # (B, 1, 1, M)
         width = q.shape[3]
-        q = turn(q, _angles(np.arange(n_frames), width))
-        keys = turn(keys, _angles(window.position[:n_keys], width))
+        q = turn(q, angles_of(np.arange(n_frames), width))
+        keys = turn(keys, angles_of(window.position[:n_keys], width))
         scores = (q @ keys.transpose(-1, -2)) * width**-0.5
         weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
         out = weights.masked_fill(~seen, 0) @ values  # 0 where a head sees nothing
@@ -179,7 +179,7 @@ class SelfAttention(nn.Module):
 # ------------------------------------------------------------------------------ positions
 
 
-def _angles(frame: npt.NDArray[np.int64], width: int) -> Angles:
+def angles_of(frame: npt.NDArray[np.int64], width: int) -> Angles:
     """Cosine and sine of every frame's angles, (T, width / 2) each.
 
     In float64: at frame 100,000, an hour on, a float32 angle would be wrong by 0.004.
@@ -190,7 +190,7 @@ def _angles(frame: npt.NDArray[np.int64], width: int) -> Angles:
 
 @functools.lru_cache(maxsize=4)
 def _angles_table(n_frames: int, width: int) -> Angles:
-    return _angles(np.arange(n_frames), width)
+    return angles_of(np.arange(n_frames), width)
 
 
 def first_angles(n_frames: int, width: int) -> Angles:

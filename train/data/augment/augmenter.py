@@ -222,11 +222,21 @@ class Augmenter:
             x[:, rng.integers(n_mels // 2, n_mels) :] = x.min()
         return x
 
-    def masked(self, x: Float32, rng: np.random.Generator, strength: float = 1.0) -> Float32:
-        """SpecAugment on normalised features, (T, n_mels): time warp, masks. A new array."""
+    def masked(
+        self,
+        x: Float32,
+        rng: np.random.Generator,
+        strength: float = 1.0,
+        *,
+        mean: float = 0.0,
+    ) -> Float32:
+        """SpecAugment on features as the encoder reads them, (T, n_mels): time warp, masks.
+
+        `mean` is theirs, 0 where they are normalised. A new array.
+        """
         spec = self.spec
         n_frames = len(x)
-        fill = float(x.min()) if spec.mask_fill == "floor" else 0.0
+        fill = float(x.min()) if spec.mask_fill == "floor" else mean
         reach = int(strength * spec.time_warp)
         if reach > 0 and n_frames > 2 * spec.time_warp + 2:
             point = int(rng.integers(reach + 1, n_frames - reach - 1))

@@ -23,7 +23,8 @@ class AugmentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Joining, voices and speed come first, then the room, noise, the microphone (gain, clipping)
     and the line (band, codec, lost packets); filters and masks work on the features. What the
     defaults leave at 0 is off. Over the first `ramp` of a run, the shares of room, clipping, band,
-    codec and packet loss, and what is done to features, grow from 0.
+    codec and packet loss, and what is done to features, grow from 0. `mel_warp`, `tilt` and
+    `low_pass` are done to log-mel only.
     """
 
     speeds: tuple[float, ...] = (0.78, 0.87, 0.95, 1.05, 1.15, 1.28)  # tempo and pitch

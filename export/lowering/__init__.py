@@ -1,0 +1,10 @@
+"""From trained torch modules to float graphs: the only place that reads torch weights.
+
+`context` has the table of types, `layers`, `encoders` and `heads` fill it.
+"""
+
+from . import encoders, heads, layers
+from .context import LOWERINGS, Lowering
+from .layers import GRU_GAP, GRU_STATE
+
+__all__ = ["GRU_GAP", "GRU_STATE", "LOWERINGS", "Lowering", "encoders", "heads", "layers"]
