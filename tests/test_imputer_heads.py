@@ -226,7 +226,6 @@ def test_decoding_a_padded_batch_with_the_stack_equals_the_clip_alone():
     [
         (conformer(), STACK_HEAD, "got 'encoder'"),
         (conformer(attention=AttentionSpec(block=3, memory_blocks=2)), ImputerSpec(), "block of 3"),
-        (conformer(attention=AttentionSpec(memory_blocks=None)), ImputerSpec(), "memory_blocks"),
         (conformer(intermediate_ctc=(1,), n_tokens=9), ImputerSpec(), "branches of 4 tokens"),
         (CrnnSpec(conv=(ConvSpec(channels=-4),)), ImputerSpec(), "channels >= 1"),
         (CrnnSpec(conv=(ConvSpec(channels=4, stride_freq=0),)), ImputerSpec(), "stride_freq"),

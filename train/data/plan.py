@@ -131,15 +131,15 @@ class DrawnPlan:
         self.n_isolated = n_isolated
         self.n_ramp = n_ramp
         hard = np.zeros(len(self.durations), bool) if hard is None else hard
-        self._hard, self._plain = np.flatnonzero(hard), np.flatnonzero(~hard)
+        self._hard, self._plain = (np.flatnonzero(r).astype(np.int32) for r in (hard, ~hard))
         if not len(self._plain):
             raise DataError("expected training clips with a transcript, got hard negatives only")
         self.hard_share = float(np.mean(hard)) if hard_share is None else hard_share
         if speakers is None:
             self._voices = None
         else:  # hard negatives are nobody's: they are joined to nothing
-            codes = np.asarray(speakers)
-            self._voices = _Groups(np.where(hard, codes.max() + 1, codes))
+            codes = np.asarray(speakers, np.int32)
+            self._voices = _Groups(np.where(hard, codes.max() + np.int32(1), codes))
 
     def update(self, index: int) -> list[Draw]:
         """Every utterance of update `index`."""

@@ -204,8 +204,9 @@ def make_plan(
             f"batches.shares: expected {HARD_LABEL} alone with a task that writes down speech, got "
             f"{', '.join(others)}; labels are drawn by shares in a keyword task"
         )
-    hard, hard_share = hard_rows(train), batches.shares.get(HARD_LABEL)
-    if hard_share and not hard.any():
+    hard_share = batches.shares.get(HARD_LABEL)
+    hard = hard_rows(train) if recipe.task.keywords else None  # else none is among them
+    if hard_share and (hard is None or not hard.any()):
         log.warning("no clip is labelled %s, or task.keywords names none; no share", HARD_LABEL)
     _, speakers = train.column("speaker")
     return DrawnPlan(
@@ -242,8 +243,8 @@ def _bucketed(
         labels, codes = train.column("label")
         classes = np.array([spec.class_of(label) for label in labels])[codes]
         window_s = _window_s(spec)
-    else:
-        classes = np.where(hard_rows(train), UNKNOWN_CLASS, -1)
+    elif recipe.task.keywords:  # else no hard negative is among them
+        classes = np.where(hard_rows(train), np.int32(UNKNOWN_CLASS), np.int32(-1))
     if window_s is None:
         n_frames = frame_counts(recipe.augment.longest(train.durations), featurizer)
     else:  # whatever the clips' lengths, that is what is cut out of them
