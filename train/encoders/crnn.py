@@ -65,6 +65,8 @@ class CrnnEncoder(Encoder):
         state : tuple of tensors
         """
         self._check_features(chunk, multiple_of=self.subsampling)
+        if not chunk.shape[1]:  # less than a kernel is no convolution's input
+            return chunk.new_zeros(len(chunk), 0, self.d_model), state
         states: list[Tensor] = []
         x = chunk.unsqueeze(1)  # (B, 1, T, n_mels)
         for layer, s in zip(self._conv_layers, state, strict=False):
