@@ -59,6 +59,8 @@ def _compare_arrays(
         got = found.get(key)
         if got is None:
             raise ExportError(f"{path}: expected the array {key}, found none")
+        if "/" not in key and got.shape != array.shape:
+            raise ExportError(f"{path}: expected {key} to be {array.shape}, got {got.shape}")
         if got.dtype != array.dtype or got.tobytes() != array.tobytes():
             raise ExportError(f"{path}: {key} differs from the graph; export it again")
 
@@ -243,7 +245,7 @@ class _TfliteFile:
     def _arrays(self, name: str, tensor: Any) -> Found:
         data, quant = self.model.buffers[tensor.buffer].data, tensor.quantization
         if data is not None:
-            yield name, np.asarray(data).view(self.dtypes[tensor.type])
+            yield name, np.asarray(data).view(self.dtypes[tensor.type]).reshape(tensor.shape)
         if quant is not None and quant.scale is not None:
             yield f"{name}/scale", np.asarray(quant.scale, np.float32)
             yield f"{name}/zero_point", np.asarray(quant.zeroPoint).astype(np.int8)

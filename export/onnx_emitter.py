@@ -352,11 +352,12 @@ def _concat(w: _Writer, op: Op) -> None:
 
 
 def _slice(w: _Writer, op: Op) -> None:
+    """The only nodes with a name: onnxruntime 1.20 makes others' names out of it, fusing them."""
     begin, size = np.array(op.attrs["begin"]), np.array(op.attrs["size"])
     cut = np.flatnonzero(size != w.graph.tensors[op.inputs[0]].shape)
     cut = cut if cut.size else np.array([0])
     bounds = [w.ints(values) for values in (begin[cut], (begin + size)[cut], cut)]
-    w.node("Slice", [w.operand(op.inputs[0]), *bounds], w.output(op))
+    w.node("Slice", [w.operand(op.inputs[0]), *bounds], w.output(op), name=w.output(op))
 
 
 def _pad(w: _Writer, op: Op) -> None:

@@ -2,8 +2,8 @@
 
 onnxruntime itself makes the file of the ONNX model, optimised once: at level ``extended``, which
 fuses nodes and puts the integer kernels of a quantised graph in, but lays nothing out for one
-processor, as level ``all`` would. Its numbers are those of the .onnx file; its bytes are not the
-same from run to run, because onnxruntime writes initialisers in the order of a hash table.
+processor, as level ``all`` would. The bytes are not the same from run to run, because onnxruntime
+writes initialisers in the order of a hash table; what it computes is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ OPTIMISATION = "ORT_ENABLE_EXTENDED"
 def write_ort(graph: Graph, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a graph as an .ort file, float32 or int8 as the graph is, and load it once.
 
-    It computes what the .onnx file does, in integers if the graph is quantised, bit for bit; and
-    runs in the onnxruntime that made it and in newer ones.
+    It computes what the .onnx file does: if the graph is quantised, bit for bit what its integer
+    kernels do. It runs in the onnxruntime that made it and in newer ones.
 
     Parameters
     ----------

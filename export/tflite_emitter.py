@@ -113,8 +113,11 @@ class _Writer:
         self.numbers: dict[str, int] = {}  # of tensors, by name
         self.constants: dict[tuple[object, ...], int] = {}
         self.codes: dict[str, int] = {}
-        self.axes = {op.inputs[1]: WEIGHT_AXIS[op.kind] for op in graph.ops if _is_linear(op)}
-        self.bias_scales = {op.inputs[2]: bias_scales(graph, op) for op in self._quantised_linear()}
+        linear = [op for op in graph.ops if op.kind in WEIGHT_AXIS]
+        self.axes = {op.inputs[1]: WEIGHT_AXIS[op.kind] for op in linear}
+        self.bias_scales = {
+            op.inputs[2]: bias_scales(graph, op) for op in linear if graph.quantised
+        }
         named = {*graph.inputs, *graph.outputs}
         for name in dict.fromkeys([*(op.output for op in graph.ops), *graph.inputs]):
             self._activation(graph.tensors[name], name if name in named else "")
@@ -146,9 +149,6 @@ class _Writer:
             signatureDefs=file.tables([self._signature()]),
         )
         return file.finish(model)
-
-    def _quantised_linear(self) -> list[Op]:
-        return [op for op in self.graph.ops if _is_linear(op) and self.graph.quantised]
 
     def _activation(self, tensor: Tensor, name: str) -> None:
         self.numbers[tensor.name] = len(self.tensors)
@@ -195,7 +195,7 @@ class _Writer:
         return self.buffers.index(buffer)
 
     def _operator(self, op: Op) -> int:
-        _version(self.graph, op.kind)
+        _version(self.graph, op.kind)  # refuses what is unknown
         call = _CALLS[op.kind](self, op)
         inputs = [self._operand(name) for name in op.inputs]
         if op.kind == "embedding":
@@ -243,10 +243,6 @@ class _Writer:
     def _metadata(self, key: str, content: bytes) -> int:
         name, buffer = self.file.text(key), self._buffer(content)
         return self.file.table("Metadata", name=name, buffer=buffer)
-
-
-def _is_linear(op: Op) -> bool:
-    return op.kind in WEIGHT_AXIS
 
 
 class _Call(NamedTuple):

@@ -15,6 +15,7 @@ from edge_imputer.export.onnx_emitter import value_names
 
 from .chains import STEPS, float_chain
 from .graphs import small_model
+from .test_lowering import quantised
 
 
 def graphs() -> dict[str, Graph]:
@@ -50,7 +51,14 @@ def test_every_operation_has_a_line(name: str) -> None:
 @settings(max_examples=50, deadline=None)
 def test_bytes_add_up(kinds: list[str], seed: int) -> None:
     """Every constant is counted where it is read first."""
-    graph = float_chain(kinds, np.random.default_rng(seed))
+    check_bytes(float_chain(kinds, np.random.default_rng(seed)))
+
+
+def test_bytes_of_a_weight_that_many_read_are_counted_once() -> None:
+    check_bytes(quantised("crnn-windowed")[0])
+
+
+def check_bytes(graph: Graph) -> None:
     title, *rest = dump(graph).splitlines()
     found = re.search(r"([\d,]+) bytes of constants", title)
     assert found is not None
