@@ -17,12 +17,15 @@ from edge_imputer.export.quantize import OUTPUT_QUANT, quantise
 from edge_imputer.export.simulate import calibrate_and_quantise
 from edge_imputer.quantization import QuantParams
 from edge_imputer.specs import (
+    AttentionSpec,
+    ConformerSpec,
     ConvSpec,
     CrnnSpec,
     EncoderSpec,
     FeatureSpec,
     ImputerSpec,
     ModelSpec,
+    TcnSpec,
     TokenSpec,
 )
 from edge_imputer.train.encoders import Encoder, build_encoder
@@ -51,6 +54,24 @@ def model_spec(
         head=ImputerSpec(**fields),  # type: ignore[arg-type]
         tokens=TokenSpec(characters=(" ", "a", "b", "c", "d")),
     )
+
+
+OTHER_MODELS = {
+    "tcn": model_spec(
+        encoder=TcnSpec(channels=8, stacks=((1, 2), (1, 4))), mixer="attention", heads=2
+    ),
+    "conformer": model_spec(
+        encoder=ConformerSpec(
+            d_model=16,
+            n_layers=2,
+            subsampling_channels=4,
+            kernel=5,
+            attention=AttentionSpec(heads=2, block=4, left_context=3, memory_blocks=3),
+        )
+    ),
+    "ctc": model_spec(mixer="none", schedule=(4,)),
+}
+"""Models of the other encoders and heads, one of each."""
 
 
 def modules(spec: ModelSpec, seed: int = 0) -> tuple[Encoder, ImputerHead]:

@@ -30,9 +30,8 @@ from edge_imputer.export.simulate import (
 from edge_imputer.firmware_bridge.emit import write_native
 from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.recognizer import Recognizer
-from edge_imputer.specs import AttentionSpec, ConformerSpec, TcnSpec
 
-from .graphs import model_spec, modules, small_model, waveforms
+from .graphs import OTHER_MODELS, model_spec, modules, small_model, waveforms
 
 MODEL_FILES = {
     "onnx/encoder.onnx",
@@ -304,30 +303,13 @@ def test_card_escapes_what_would_break_its_tables() -> None:
     assert "| data | a\\|b c |" in model_card(manifest)
 
 
-WHOLE_MODELS = {
-    "tcn, attention": model_spec(
-        encoder=TcnSpec(channels=8, stacks=((1, 2), (1, 4))), mixer="attention", heads=2
-    ),
-    "conformer": model_spec(
-        encoder=ConformerSpec(
-            d_model=16,
-            n_layers=2,
-            subsampling_channels=4,
-            kernel=5,
-            attention=AttentionSpec(heads=2, block=4, left_context=3, memory_blocks=3),
-        )
-    ),
-    "ctc": model_spec(mixer="none", schedule=(4,)),
-}
-
-
-@pytest.mark.parametrize("name", WHOLE_MODELS)
+@pytest.mark.parametrize("name", OTHER_MODELS)
 def test_every_kind_of_model_is_exported_and_decodes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From samples to committed chunks: the exact integers, and three runtimes of one bundle."""
     monkeypatch.setenv("EDGE_IMPUTER_CACHE", str(tmp_path / "cache"))
-    spec = WHOLE_MODELS[name]
+    spec = OTHER_MODELS[name]
     encoder, head = modules(spec)
     made = export(
         tmp_path / "bundle", encoder=encoder, head=head, spec=spec, emitters=(write_native,)

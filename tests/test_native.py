@@ -33,13 +33,14 @@ from edge_imputer.firmware_bridge.emit import write_native
 from edge_imputer.firmware_bridge.placement import Place, Placement, scratch_bytes
 from edge_imputer.firmware_bridge.step import Step
 from edge_imputer.quantization import QuantParams, quantize
-from edge_imputer.specs import AttentionSpec, ConformerSpec, ConvSpec, ModelSpec, TcnSpec
+from edge_imputer.specs import ConvSpec, ModelSpec
 
 from .c_layers import compile_graphs, run_graphs, separate
 from .c_tools import compile_c, run, tool
 from .fakes import write_bundle
 from .graphs import (
     LAYERS,
+    OTHER_MODELS,
     block_of_everything,
     int_layer,
     model_spec,
@@ -58,19 +59,7 @@ SPECS = {
         (ConvSpec(channels=3, kernel_time=2), ConvSpec(channels=17, kernel_time=4, stride_freq=1))
     ),
     "two_blocks": model_spec(depth=1, kernel=1, chunk_blocks=2, hidden=64),
-    "tcn": model_spec(
-        encoder=TcnSpec(channels=8, stacks=((1, 2), (1, 4))), mixer="attention", heads=2
-    ),
-    "conformer": model_spec(
-        encoder=ConformerSpec(
-            d_model=16,
-            n_layers=2,
-            subsampling_channels=4,
-            kernel=5,
-            attention=AttentionSpec(heads=2, block=4, left_context=3, memory_blocks=3),
-        )
-    ),
-    "ctc": model_spec(mixer="none", schedule=(4,)),
+    **OTHER_MODELS,
     "wide": model_spec(
         (ConvSpec(channels=16), ConvSpec(channels=24)), n_mels=40, hidden=128, width=64, kernel=5
     ),
