@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from edge_imputer.errors import ExportError
+from edge_imputer.specs import AttentionSpec
 from edge_imputer.train.encoders.cnn_windowed import CnnNetwork
 from edge_imputer.train.encoders.conformer import ConformerEncoder
 from edge_imputer.train.encoders.crnn import CrnnEncoder
@@ -79,13 +80,7 @@ def conformer(low: Lowering, module: ConformerEncoder, name: str, x: str) -> str
     """One chunk of features (1, chunk, n_mels, 1) -> (block, d_model)."""
     spec = module.spec
     spec.attention.check_streaming()
-    valid = _valid_keys(
-        low,
-        spec.attention.memory_frames,
-        spec.attention.past_frames,
-        spec.attention.summaries,
-        spec.attention.block,
-    )
+    valid = _valid_keys(low, spec.attention)
     x = low(module.stem, "stem", x)
     for k, block in enumerate(module.blocks, 1):
         x = low(block, f"block{k}", x, valid=valid)
@@ -106,25 +101,28 @@ def _fed_back(low: Lowering, module: ConformerEncoder, name: str, x: str) -> str
     return low.g.binary("add", f"{name}.sum", x, low(module.feedback, f"{name}.feedback", read))
 
 
-def _valid_keys(low: Lowering, memory: int, past: int, summaries: int, block: int) -> str | None:
+def _valid_keys(low: Lowering, spec: AttentionSpec) -> str | None:
     """Which keys of a step are frames of the stream: 0.5, else -0.5, (1, 1, M); None: all are.
 
     What is kept begins as zeros, which are no frames; ones follow them as frames do.
     """
     g = low.g
     parts = []
-    ones = np.ones((1, 1, max(summaries, block)), np.float32)
-    for part, size, added in (("memory", memory, summaries), ("past", past, block)):
+    kept = {
+        "memory": (spec.memory_frames, spec.summaries),
+        "past": (spec.past_frames, spec.block),
+    }
+    for part, (size, added) in kept.items():
         if not size:
             continue
         state = low.state(f"valid.{part}.state", (1, 1, size))
-        new = g.constant(f"valid.{part}.ones", ones[:, :, :added])
+        new = g.constant(f"valid.{part}.ones", np.ones((1, 1, added), np.float32))
         both = g.concat(f"valid.{part}.both", (state, new), 2)
         low.keep(state, g.slice(f"valid.{part}.next", both, 2, g.shape(both)[2] - size, size))
         parts.append(state)
     if not parts:
         return None
-    parts.append(g.constant("valid.chunk", ones[:, :, :block]))
+    parts.append(g.constant("valid.chunk", np.ones((1, 1, spec.block), np.float32)))
     half = g.constant("valid.half", np.full((1, 1, 1), 0.5, np.float32))
     return g.binary("sub", "valid", g.concat("valid.keys", tuple(parts), 2), half)
 
