@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -67,16 +68,16 @@ class Histogram:
 
     def least_error(self) -> Range:
         """The range whose 255 steps have the least mean square error, rounding and clipping."""
+        edges = self._edges()
+        error = partial(self._error, (edges[:-1] + edges[1:]) / 2)
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         for _ in range(2):  # one end after the other, and once more
-            high = min((float(s * high) for s in SHRUNK), key=lambda end: self._error(low, end))
-            low = min((float(s * low) for s in SHRUNK), key=lambda end: self._error(end, high))
+            high = min((float(s * high) for s in SHRUNK), key=lambda end: error(low, end))
+            low = min((float(s * low) for s in SHRUNK), key=lambda end: error(end, high))
         return low, high
 
-    def _error(self, low: float, high: float) -> float:
-        """Sum of the squared errors of rounding and clipping to a range."""
-        edges = self._edges()
-        centres = (edges[:-1] + edges[1:]) / 2
+    def _error(self, centres: npt.NDArray[np.float64], low: float, high: float) -> float:
+        """Sum of the squared errors of rounding and clipping to a range; `centres` of the bins."""
         beyond = centres - np.clip(centres, low, high)
         rounding = ((high - low) / 255) ** 2 / 12
         return float((self._counts * (beyond**2 + rounding * (beyond == 0))).sum())

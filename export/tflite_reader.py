@@ -75,16 +75,17 @@ class _Reader:
             for numbers in (self.subgraph.inputs, self.subgraph.outputs)
         )
         tensors = {t.name: t for t in self.tensors if t.name in used or t.name in inputs}
+        scales = self._scales()
         for op in ops:
             if op.kind in WEIGHT_AXIS:
                 weight, bias = (tensors[name] for name in op.inputs[1:])
-                weight.weight_scales, weight.quant = self._scales[weight.name], None
+                weight.weight_scales, weight.quant = scales[weight.name], None
                 bias.quant = None
         title = (self.subgraph.name or b"graph").decode()
         return Graph(title, tensors, ops, inputs, outputs, n_states)
 
-    @property
     def _scales(self) -> dict[str, Array]:
+        """Scales of every tensor that has any, by name."""
         return {
             name: np.asarray(t.quantization.scale, np.float32)
             for name, t in zip(self.names, self.subgraph.tensors, strict=True)
@@ -116,7 +117,7 @@ class _Reader:
             raise ExportError(f"{self.source}: operator {code} is none that we write")
         inputs = [int(k) for k in operator.inputs]
         (output,) = (int(k) for k in operator.outputs)
-        attrs = _ATTRIBUTES.get(kind, _none)(self, operator.builtinOptions, inputs, output)
+        attrs = _ATTRIBUTES.get(kind, _none)(self, operator.builtinOptions, inputs)
         return Op(kind, tuple(self.names[k] for k in inputs), self.names[output], attrs)
 
     def constant(self, inputs: list[int]) -> list[int]:
@@ -127,68 +128,68 @@ class _Reader:
         return [int(n) for n in data.ravel()]
 
 
-Read = Callable[["_Reader", Any, list[int], int], Attributes]
+Read = Callable[["_Reader", Any, list[int]], Attributes]
 
 
-def _none(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _none(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {}
 
 
-def _convolution(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _convolution(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {
         "stride": (options.strideH, options.strideW),
         "relu": options.fusedActivationFunction == reader.relu,
     }
 
 
-def _depthwise(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _depthwise(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     dilation = options.dilationHFactor, options.dilationWFactor
-    return {**_convolution(reader, options, inputs, output), "dilation": dilation}
+    return {**_convolution(reader, options, inputs), "dilation": dilation}
 
 
-def _fully_connected(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _fully_connected(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {"relu": options.fusedActivationFunction == reader.relu}
 
 
-def _matmul(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _matmul(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {"transposed": bool(options.adjY)}
 
 
-def _pool(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _pool(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {
         "size": (options.filterHeight, options.filterWidth),
         "stride": (options.strideH, options.strideW),
     }
 
 
-def _embedding(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _embedding(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     inputs.reverse()  # TFLite takes the table first
     return {}
 
 
-def _concat(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _concat(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {"axis": int(options.axis)}
 
 
-def _slice(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _slice(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     size, begin = reader.constant(inputs), reader.constant(inputs)
     return {"begin": tuple(begin), "size": tuple(size)}
 
 
-def _pad(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _pad(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     flat = reader.constant(inputs)
     return {"paddings": tuple(zip(flat[::2], flat[1::2], strict=True))}
 
 
-def _reshape(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _reshape(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {"shape": tuple(reader.constant(inputs))}
 
 
-def _transpose(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _transpose(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     return {"perm": tuple(reader.constant(inputs))}
 
 
-def _mean(reader: _Reader, options: Any, inputs: list[int], output: int) -> Attributes:
+def _mean(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
     reader.constant(inputs)  # the last axis
     return {}
 
