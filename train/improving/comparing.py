@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -94,20 +94,15 @@ def judge(
     spotter: Spotter, cases: Sequence[Case], journal: Journal, *, title: str, progress: bool = True
 ) -> Outcome:
     """Hear clips at the model's thresholds: a miss, or a fire where nothing is said, is wrong."""
-    wrong: list[bool | None] = []
-    n_fires = 0
     limits = [spotter.thresholds[word] for word in spotter.keywords]
-    console = Console(stderr=True)
-    for case in track(cases, description=title, console=console, disable=not progress):
-        try:
-            events = events_of(spotter, case.folder, case.record, journal)
-        except AudioError:
-            wrong.append(None)
-            continue
+
+    def heard(case: Case) -> tuple[bool, int]:
+        events = events_of(spotter, case.folder, case.record, journal)
         fired = [e.keyword for e in events if e.score >= limits[e.keyword]]
-        n_fires += len(fired)
-        wrong.append(bool(fired) if case.keyword is None else case.keyword not in fired)
-    return Outcome(tuple(wrong), n_fires)
+        wrong = bool(fired) if case.keyword is None else case.keyword not in fired
+        return wrong, len(fired)
+
+    return _outcome(cases, heard, title, progress)
 
 
 def judge_transcripts(
@@ -116,21 +111,31 @@ def judge_transcripts(
     """Write clips down: any wrong word makes a transcript wrong."""
     transcriber, _ = open_transcriber(spotter.path)
     identity = f"transcripts {spotter.identity}"
-    wrong: list[bool | None] = []
-    console = Console(stderr=True)
-    for case in track(cases, description=title, console=console, disable=not progress):
-        try:
-            waveform = read_clip(case.folder, case.record, transcriber.sample_rate)
-        except AudioError:
-            wrong.append(None)
-            continue
+
+    def read(case: Case) -> tuple[bool, int]:
+        waveform = read_clip(case.folder, case.record, transcriber.sample_rate)
         key = entry_key(identity, waveform)
         entry = journal.get(key)
         if entry is None:
             entry = transcriber(key, waveform)
             journal.put(entry)
-        wrong.append((entry.text or "").split() != (case.record.text or "").split())
-    return Outcome(tuple(wrong), n_fires=0)
+        return (entry.text or "").split() != (case.record.text or "").split(), 0
+
+    return _outcome(cases, read, title, progress)
+
+
+def _outcome(
+    cases: Sequence[Case], judged: Callable[[Case], tuple[bool, int]], title: str, progress: bool
+) -> Outcome:
+    """What comes of cases that are judged one by one: wrong or not, and how often it fired."""
+    found: list[tuple[bool | None, int]] = []
+    console = Console(stderr=True)
+    for case in track(cases, description=title, console=console, disable=not progress):
+        try:
+            found.append(judged(case))
+        except AudioError:
+            found.append((None, 0))
+    return Outcome(tuple(wrong for wrong, _ in found), sum(n for _, n in found))
 
 
 def compare(what: What, clips: str, before: Outcome, after: Outcome) -> Comparison | None:
