@@ -23,10 +23,10 @@ from edge_imputer.export.onnx_emitter import write_onnx
 from edge_imputer.export.op_params import quant_of
 from edge_imputer.export.parity import RUNTIMES, load_runtime, same_arrays
 from edge_imputer.export.reference import Interpreter, run_int
-from edge_imputer.export.tflite_emitter import tflite_bytes, write_tflite
+from edge_imputer.export.tflite_emitter import write_tflite
 
 from .c_layers import compile_graphs, run_graphs
-from .chains import STEPS, float_chain, int_chain
+from .chains import STEPS, float_chain, int_chain, micro_model
 from .graphs import feed, feeds
 
 KINDS = st.lists(st.sampled_from(STEPS), min_size=1, max_size=8)
@@ -116,16 +116,10 @@ def test_in_tflite_micro(
     micro: ModuleType, make: Callable[..., Graph], kinds: list[str], seed: int
 ) -> None:
     graph = opened(make(kinds, seed if make is quantised else np.random.default_rng(seed)))
-    interpreter = micro.Interpreter.from_bytes(tflite_bytes(graph), arena_size=400_000)
-
-    def run(inputs: dict[str, Array]) -> list[Array]:
-        for k, name in enumerate(graph.inputs):
-            interpreter.set_input(inputs[name], k)
-        interpreter.invoke()
-        return [interpreter.get_output(k).copy() for k in range(len(graph.outputs))]
-
     inputs = feed(graph, np.random.default_rng(seed))
-    check_every_operation(graph, run, inputs, atol=1 if graph.quantised else 1e-5)
+    check_every_operation(
+        graph, micro_model(micro, graph), inputs, atol=1 if graph.quantised else 1e-5
+    )
 
 
 @given(kinds=KINDS, seed=SEEDS, as_floats=st.booleans())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +33,7 @@ from edge_imputer.export.reference import Interpreter, run_float, run_int, zero_
 from edge_imputer.export.tflite_emitter import tflite_bytes, write_tflite
 from edge_imputer.specs import PRESETS
 
+from .chains import micro_model
 from .graphs import LAYERS, feed, feeds, float_layer, small_model
 from .test_lowering import HEADS, SMALL, features, head, modules, windows
 from .test_lowering import quantised as small_encoder
@@ -215,18 +215,6 @@ def test_float_networks_in_litert(tmp_path: Path, name: str, runtime: str) -> No
         for key, result in zip(graph.outputs, results, strict=True):
             size = max(1.0, float(np.abs(expected[key]).max()))
             np.testing.assert_allclose(result, expected[key], atol=1e-5 * size)
-
-
-def micro_model(micro: ModuleType, graph: Graph) -> Callable[[dict[str, Array]], list[Array]]:
-    interpreter = micro.Interpreter.from_bytes(tflite_bytes(graph), arena_size=1_000_000)
-
-    def run(inputs: dict[str, Array]) -> list[Array]:
-        for k, name in enumerate(graph.inputs):
-            interpreter.set_input(inputs[name], k)
-        interpreter.invoke()
-        return [interpreter.get_output(k).copy() for k in range(len(graph.outputs))]
-
-    return run
 
 
 @pytest.mark.parametrize("kind", LAYERS)
