@@ -1,4 +1,5 @@
-"""The two float graphs of a model: one step of its encoder, one pass of its head."""
+"""The float graphs of a model: one step of its encoder and one pass of its head, or one step of a
+keyword model."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from .lowering import Lowering
 if TYPE_CHECKING:
     from edge_imputer.train.encoders import Encoder
     from edge_imputer.train.imputer import ImputerHead
+    from edge_imputer.train.keyword_model import KeywordModel
 
 FEATURES, ENCODER_OUT = "features", "encoder_out"
 ENCODER_WINDOW, ALIGNMENT, LOGITS = "encoder_window", "alignment", "logits"
@@ -59,11 +61,29 @@ def build_graphs(encoder: Encoder, head: ImputerHead, spec: ModelSpec) -> tuple[
 def build_encoder_graph(encoder: Encoder) -> Graph:
     """One step of an encoder, or one window, as `build_graphs` has it."""
     low = Lowering("encoder")
+    return low.finish([low(encoder, ENCODER_OUT, _features(low, encoder))], encoder)
+
+
+def build_keyword_graph(model: KeywordModel) -> Graph:
+    """One step of a keyword model, or one window.
+
+    Input ``features`` (1, T, n_mels, 1), then the states; output ``logits`` (T', n_classes), then
+    the next states. A model over windows has no states, and T is its whole window.
+    """
+    low = Lowering("keywords")
+    features = _features(low, model.encoder)
+    if model.spec.windowed:
+        return low.finish([low(model.encoder, LOGITS, features)], model)
+    frames = low(model.encoder, ENCODER_OUT, features)
+    return low.finish([low(model.classifier, LOGITS, frames)], model)
+
+
+def _features(low: Lowering, encoder: Encoder) -> str:
+    """The input: the feature frames of one step, or of one window."""
     n_frames = encoder.step_frames
     if isinstance(encoder.spec, WindowedSpec):
         n_frames = encoder.spec.window_frames
-    features = low.g.input(FEATURES, (1, n_frames, encoder.n_mels, 1))
-    return low.finish([low(encoder, ENCODER_OUT, features)], encoder)
+    return low.g.input(FEATURES, (1, n_frames, encoder.n_mels, 1))
 
 
 def build_imputer_graph(head: ImputerHead, d_model: int) -> Graph:

@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from edge_imputer.errors import ExportError
-from edge_imputer.export.build import build_encoder_graph, build_imputer_graph
+from edge_imputer.export.build import (
+    build_encoder_graph,
+    build_imputer_graph,
+    build_keyword_graph,
+)
 from edge_imputer.export.calibration import Calibration
 from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.lowering import LOWERINGS, Lowering
@@ -30,14 +34,17 @@ from edge_imputer.specs import (
     CrnnSpec,
     FeatureSpec,
     ImputerSpec,
+    KeywordModelSpec,
     TcnSpec,
     TokenSpec,
     WindowedCnnSpec,
     WindowedCrnnSpec,
+    for_classes,
 )
 from edge_imputer.specs.windowed import WindowedSpec
 from edge_imputer.train.encoders import Encoder, build_encoder
 from edge_imputer.train.imputer import ImputerHead
+from edge_imputer.train.keyword_model import KeywordModel
 from edge_imputer.train.layers.norm import MaskedBatchNorm1d
 
 FEATURES = FeatureSpec()
@@ -281,3 +288,28 @@ def test_a_state_without_a_successor_is_refused() -> None:
     low.state("lost.state", (1, 2))
     with pytest.raises(ExportError, match=r"nothing is kept in the states \['lost.state'\]"):
         low.finish(["lost.state"])
+
+
+KEYWORDS = ("yes", "no", "go")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, spec in SMALL.items() if not getattr(spec, "n_tokens", None))
+)
+def test_keyword_model_graph_equals_torch(name: str) -> None:
+    encoder = for_classes(SMALL[name], len(KEYWORDS) + 1)
+    model = KeywordModel(KeywordModelSpec(features=FEATURES, encoder=encoder, keywords=KEYWORDS))
+    model.eval()
+    graph = build_keyword_graph(model)
+    interpreter, feeds, state = Interpreter(graph), zero_feeds(graph), model.initial_state()
+    n_frames = graph.tensors[graph.inputs[0]].shape[1]
+    steps = 1 if model.spec.windowed else 4
+    for x in torch.randn(steps, 1, n_frames, FEATURES.n_mels):
+        with torch.no_grad():
+            if model.spec.windowed:
+                expected, _ = model(x, torch.tensor([n_frames]))
+            else:
+                expected, state = model.step(x, state)
+        values = interpreter.run({**feeds, graph.inputs[0]: x.numpy()[..., np.newaxis]})
+        np.testing.assert_allclose(values[graph.outputs[0]], expected[0].numpy(), atol=1e-4)
+        feeds.update({before: values[after] for before, after in graph.state_pairs})
