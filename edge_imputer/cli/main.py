@@ -67,6 +67,13 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(help="Frames committed a block, pass by pass, such as 5,1,1,1 (not with -k)."),
 ]
+LanguageOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="What may be said: a grammar (.jsgf), words (.txt, one a line, with a tab and a count "
+        "if you like) or a token n-gram (.arpa)."
+    ),
+]
 ResampleOption = Annotated[
     bool, typer.Option("--resample", help="Resample files whose rate is not the model's.")
 ]
@@ -135,6 +142,7 @@ def transcribe(
     backend: BackendOption = BackendName.onnx,
     steps: StepsOption = None,
     schedule: ScheduleOption = None,
+    language: LanguageOption = None,
     resample: ResampleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -145,11 +153,18 @@ def transcribe(
     `edge-imputer transcribe build/demo/bundle clip.wav`
 
     `edge-imputer transcribe bundle *.flac --backend native --steps 4 --json`
+
+    `edge-imputer transcribe bundle order.wav --language coffee.jsgf --json`
     """
+    from ..decoding import read_language
     from ..recognizer import Recognizer
 
     recognizer = Recognizer(
-        bundle, backend=backend.value, n_steps=steps, schedule=_schedule(schedule, steps)
+        bundle,
+        backend=backend.value,
+        n_steps=steps,
+        schedule=_schedule(schedule, steps),
+        language=None if language is None else read_language(language),
     )
 
     def lines(path: Path) -> list[str]:
