@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.backends.stepper import Stepper
-from edge_imputer.bundle import GraphRecord, TensorRecord
+from edge_imputer.backends.stepper import KeywordStepper, Stepper
+from edge_imputer.bundle import GraphName, GraphRecord, TensorRecord
 from edge_imputer.errors import ExportError
+from edge_imputer.keyword_stream import KeywordStream
 from edge_imputer.pipeline import StreamingDecoder
-from edge_imputer.specs import ModelSpec
+from edge_imputer.specs import KeywordModelSpec, ModelSpec
 
 from .calibration import Calibration
 from .graph import Array, Graph, macs
@@ -120,6 +122,52 @@ def calibrate_and_quantise(
     return int_encoder, quantise(imputer, calibrations[1].ranges, {imputer.inputs[0]: frames})
 
 
+def keyword_reference(
+    graph: Graph, spec: KeywordModelSpec, run: Run | None = None
+) -> KeywordStepper:
+    """A keyword model's backend that computes in numpy: float32, or its exact integers.
+
+    Parameters
+    ----------
+    graph : Graph
+    spec : KeywordModelSpec
+    run : optional
+        How to run it, if not by `Interpreter`: so that somebody can watch.
+    """
+    return KeywordStepper(
+        "reference" if graph.quantised else "reference-float",
+        spec,
+        graph_record(graph),
+        _GraphModel(graph, Interpreter(graph).run if run is None else run),
+        quantised=graph.quantised,
+    )
+
+
+def calibrate_keywords(
+    graph: Graph, spec: KeywordModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
+) -> Graph:
+    """Quantise a keyword model's graph over what listening to real audio meets in it.
+
+    Parameters
+    ----------
+    graph : Graph
+        Float.
+    spec : KeywordModelSpec
+    waveforms : iterable of float32 arrays, (n,)
+        At the model's sample rate. Each is a stream of its own.
+
+    Raises
+    ------
+    ExportError
+        On no audio, or on what `quantise` refuses.
+    """
+    calibration = Calibration(graph)
+    stream = KeywordStream(spec, keyword_reference(graph, spec, calibration.run))
+    for waveform in waveforms:
+        stream.score(waveform)
+    return quantise(graph, calibration.ranges)
+
+
 def graph_record(graph: Graph, arena_bytes: int | None = None) -> GraphRecord:
     """The manifest's record of a graph.
 
@@ -129,10 +177,12 @@ def graph_record(graph: Graph, arena_bytes: int | None = None) -> GraphRecord:
     arena_bytes : int, optional
         Scratch memory of one call; that of `memory.plan` where nobody knows better.
     """
-    if graph.name not in ("encoder", "imputer"):
-        raise ExportError(f"expected a graph named encoder or imputer, got {graph.name!r}")
+    if graph.name not in get_args(GraphName):
+        raise ExportError(
+            f"expected a graph named {', '.join(get_args(GraphName))}, got {graph.name!r}"
+        )
     return GraphRecord(
-        name="encoder" if graph.name == "encoder" else "imputer",
+        name=cast(GraphName, graph.name),
         inputs=tuple(_tensor_record(graph, name) for name in graph.inputs),
         outputs=tuple(_tensor_record(graph, name) for name in graph.outputs),
         n_states=graph.n_states,

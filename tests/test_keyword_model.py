@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edge_imputer.errors import SpecError
 from edge_imputer.frontend import LogMel
 from edge_imputer.frontends import frontend_of
+from edge_imputer.keyword_stream import smoothed
 from edge_imputer.microfrontend import Microfrontend
 from edge_imputer.pcen import Pcen
 from edge_imputer.specs import (
@@ -35,7 +36,7 @@ from edge_imputer.specs import (
     WindowedSpec,
     for_classes,
 )
-from edge_imputer.train.keyword_model import KeywordModel, TorchKeywordSystem, smoothed
+from edge_imputer.train.keyword_model import KeywordModel, TorchKeywordSystem
 
 from .fakes import noise
 

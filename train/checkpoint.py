@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edge_imputer.errors import CheckpointError, SpecError
-from edge_imputer.specs import KeywordModelSpec, ModelSpec
+from edge_imputer.specs import AnyModelSpec, KeywordModelSpec, ModelSpec
 
 from .encoders import Encoder
 from .imputer import ImputerHead
@@ -24,8 +24,6 @@ from .tasks import Task, build_task
 
 KEY = "edge_imputer"
 FORMAT = 2  # 1: lightning's, with a flat recipe and no keyword models
-
-AnyModelSpec = ModelSpec | KeywordModelSpec
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

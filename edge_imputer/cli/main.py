@@ -181,8 +181,11 @@ def spot(
     bundle: BundlePath,
     audio: AudioPaths,
     keyword: Annotated[
-        list[str], typer.Option("--keyword", "-w", help="Word or phrase to listen for; repeatable.")
-    ],
+        list[str] | None,
+        typer.Option(
+            "--keyword", "-w", help="Word or phrase to listen for; repeatable. The bundle's own."
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, help="Least confidence; the bundle's own if unset."),
@@ -192,14 +195,26 @@ def spot(
     resample: ResampleOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Listen for keywords in audio files; any word the model's letters can spell will do.
+    """Listen for keywords in audio files.
 
-    Example: `edge-imputer spot build/demo/bundle clip.wav --keyword seven --keyword two`
+    A model that writes down speech takes any word its letters can spell, a keyword model those it
+    was trained for. Unset, they are those of the bundle's operating point, or all of a keyword
+    model's.
+
+    Examples:
+
+    `edge-imputer spot build/demo/bundle clip.wav --keyword seven --keyword two`
+
+    `edge-imputer spot keyword_bundle clip.wav --threshold 0.7`
     """
-    from ..spotter import KeywordSpotter
+    from ..bundle import Bundle
+    from ..spotter import KeywordSpotter, own_keywords
 
-    keywords = keyword if threshold is None else dict.fromkeys(keyword, threshold)
-    spotter = KeywordSpotter(bundle, keywords, backend=backend.value, n_steps=steps)
+    loaded = Bundle.load(bundle)
+    keywords: list[str] | dict[str, float] | None = keyword
+    if threshold is not None:
+        keywords = dict.fromkeys(keyword or own_keywords(loaded), threshold)
+    spotter = KeywordSpotter(loaded, keywords, backend=backend.value, n_steps=steps)
 
     def lines(path: Path) -> list[str]:
         events = spotter.spot(path, resample=resample)

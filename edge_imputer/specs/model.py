@@ -37,8 +37,15 @@ def check_pair(encoder: EncoderSpec, head: ImputerSpec) -> None:
         )
 
 
-class ModelSpec(Spec, frozen=True, kw_only=True):
-    """Everything that defines a model but its weights."""
+def step_features(encoder: AnyEncoderSpec) -> int:
+    """Feature frames by which an encoder moves on at once in a stream."""
+    if isinstance(encoder, ConformerSpec):
+        return encoder.chunk_frames
+    return encoder.subsampling
+
+
+class ModelSpec(Spec, frozen=True, kw_only=True, tag="speech", tag_field="kind"):
+    """Everything that defines a model that writes down speech but its weights."""
 
     features: FeatureSpec
     encoder: EncoderSpec
@@ -79,9 +86,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     @property
     def step_features(self) -> int:
         """Feature frames that the encoder takes at once in a stream."""
-        if isinstance(self.encoder, ConformerSpec):
-            return self.encoder.chunk_frames
-        return self.encoder.subsampling
+        return step_features(self.encoder)
 
     @property
     def step_frames(self) -> int:

@@ -13,10 +13,9 @@ import numpy as np
 from lightning.fabric import Fabric
 
 from edge_imputer.errors import DataError, SpecError
-from edge_imputer.specs import ConformerSpec, FeatureSpec, KeywordModelSpec, ModelSpec
+from edge_imputer.specs import AnyModelSpec, ConformerSpec, FeatureSpec, KeywordModelSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
 
-from ..checkpoint import AnyModelSpec
 from ..data import (
     Batch,
     BucketedPlan,
