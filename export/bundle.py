@@ -31,7 +31,8 @@ from edge_imputer.specs import ModelSpec
 from .build import build_graphs
 from .card import CARD_NAME, model_card
 from .graph import Graph
-from .simulate import calibrate_and_quantise, graph_record
+from .ranges import Ranges, quantise_by
+from .simulate import calibrate, graph_record
 
 if TYPE_CHECKING:
     from edge_imputer.train.encoders import Encoder
@@ -66,6 +67,7 @@ def export_bundle(
     metrics: Metrics = NO_METRICS,
     keyword_threshold: float | None = None,
     emitters: Sequence[Emitter] = (),
+    ranges: Ranges | None = None,
 ) -> Bundle:
     """Quantise a trained model and write it as a bundle, whole or not at all.
 
@@ -86,6 +88,8 @@ def export_bundle(
         What was measured; may be filled in later, see `update_metrics`.
     emitters : sequence of callables
         Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
+    ranges : Ranges, optional
+        Those that the model was quantised by in training: then it is not calibrated.
 
     Returns
     -------
@@ -103,7 +107,10 @@ def export_bundle(
     target = Path(out)
     _check_target(target)
     floats = build_graphs(encoder, head, spec)
-    graphs = calibrate_and_quantise(*floats, spec, calibration)
+    if ranges is None:
+        ranges = calibrate(*floats, spec, calibration)
+    encoder_graph, head_graph = quantise_by(floats, ranges)
+    graphs = encoder_graph, head_graph
     with _new_folder(target) as folder:
         arenas = _write_models(floats, graphs, folder, emitters)
         manifest = Manifest(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
+    from edge_imputer.train.quantisation import Quantiser
     from edge_imputer.train.recipe import Recipe
 
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
@@ -131,7 +132,25 @@ def train_checkpoint(corpus: Corpus, recipe: Recipe, out: Path, *, resume: bool 
         valid = corpus.clips("valid")
     except DataError:
         valid = []  # a corpus may have none; then nothing is validated on
-    return train(corpus.clips("train"), valid, recipe, out, data_name=corpus.name, resume=resume)
+    return train(
+        corpus.clips("train"),
+        valid,
+        recipe,
+        out,
+        data_name=corpus.name,
+        resume=resume,
+        quantiser=quantiser_of(recipe),
+    )
+
+
+def quantiser_of(recipe: Recipe) -> Quantiser | None:
+    """What a recipe with quantisation aware updates trains with."""
+    if not recipe.quantisation.updates:
+        return None
+    require("torch", extra="train")
+    from edge_imputer.export.qat import ExportQuantiser
+
+    return ExportQuantiser()
 
 
 def export_checkpoint(
@@ -193,6 +212,7 @@ def export_checkpoint(
         spec=loaded.spec,
         provenance=provenance,
         calibration=[clip.waveform for clip in clips],
+        ranges=loaded.ranges,
         name=name or out.resolve().name,
         licence=licence,
         emitters=[

@@ -13,7 +13,7 @@ from edge_imputer.errors import ExportError
 
 from ..graph import Graph
 
-_UFUNCS = {np.add: torch.add, np.subtract: torch.sub, np.multiply: torch.mul}
+_UFUNCS: dict[Any, Any] = {np.add: torch.add, np.subtract: torch.sub, np.multiply: torch.mul}
 
 
 class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -34,6 +34,7 @@ class TracedArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
         return tuple(self.tensor.shape)
 
     def __len__(self) -> int:

@@ -61,8 +61,8 @@ class Requantisation:
 
     Attributes
     ----------
-    multiplier, total_shift : int64 Tensor, (Cout,) or ()
-        ``total_shift`` is ``31 - shift``, 1 to 62.
+    multiplier, half, total_shift : int64 Tensor, (Cout,) or ()
+        ``total_shift`` is ``31 - shift``, 1 to 62; ``half`` is half of its power of two.
     factor : float32 Tensor, of their shape
         The real number that both stand for.
     low, high : int
@@ -88,9 +88,10 @@ class Requantisation:
         """From the integers of `op_params`; the clamp is that of the output with its zero point."""
         total = 31 - np.asarray(shift, np.int64)
         real = np.asarray(multiplier, np.float64) * 2.0 ** -total.astype(np.float64)
-        arrays = np.asarray(multiplier, np.int64), np.int64(1) << (total - 1), total
         return cls(
-            *(torch.tensor(array, device=device) for array in arrays),
+            multiplier=torch.tensor(np.asarray(multiplier, np.int64), device=device),
+            half=torch.tensor(np.int64(1) << (total - 1), device=device),
+            total_shift=torch.tensor(total, device=device),
             factor=torch.tensor(real.astype(np.float32), device=device),
             low=clamp[0] - zero_point,
             high=clamp[1] - zero_point,
@@ -268,7 +269,8 @@ class _L2Norm(torch.autograd.Function):
         direction = x * inverse
         gradient = gradient * inside
         along = (gradient * direction).sum(-1, keepdim=True)
-        return (gradient - direction * along) * inverse * 128
+        of_x: Tensor = (gradient - direction * along) * inverse * 128
+        return of_x
 
 
 def _integer_root(x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class QuantisedGraph:
         by_step = {
             name: [value] * n_steps
             if len(value) == 1
-            else value.unflatten(0, (n_steps, -1)).unbind()
+            else value.reshape(n_steps, -1, *value.shape[1:]).unbind()
             for name, value in outside.items()
         }
         device = next(iter(outside.values())).device
@@ -131,7 +131,9 @@ def to_steps(real: Tensor, quant: QuantParams) -> Tensor:
 
 def _delayed(added: Tensor, axis: int, size: int, n_steps: int) -> Tensor:
     """The last `size` rows along `axis` before each step: (n_steps * N, ...) -> the same batch."""
-    rows = added.unflatten(0, (n_steps, -1)).movedim(0, axis)  # (N, ..., n_steps, rows, ...)
+    rows = added.reshape(n_steps, -1, *added.shape[1:]).movedim(
+        0, axis
+    )  # (N, ..., n_steps, rows, ...)
     n_rows = rows.shape[axis + 1]
     rows = rows.flatten(axis, axis + 1)
     before = [0, 0] * (rows.dim() - axis - 1) + [size, 0]

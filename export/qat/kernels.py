@@ -144,7 +144,7 @@ def _linear(op: Op, params: AccumulatorParams, constants: Constants) -> Kernel:
     weight, bias = constants.weight(op), constants.bias(op)
     others = tuple(a for a in range(weight.dim()) if a != WEIGHT_AXIS[op.kind])
     dtype = _sum_dtype(LARGEST_STEP * float(weight.detach().abs().sum(others).max()))
-    accumulate = {
+    accumulate: Kernel = {
         "conv2d": lambda x: exact.convolved(x[:, 0], weight, op.attrs["stride"], dtype),
         "depthwise_conv2d": lambda x: _depthwise(op, x[:, 0].to(dtype), weight[0].to(dtype)),
         "fully_connected": lambda x: F.linear(x.to(dtype), weight.to(dtype)),
@@ -210,8 +210,9 @@ def _concat(attrs: Mapping[str, Any], *xs: Tensor) -> Tensor:
 
 
 def _slice(attrs: Mapping[str, Any], x: Tensor) -> Tensor:
-    bounds = zip(attrs["begin"], attrs["size"], strict=True)
-    return x[(slice(None), *(slice(begin, begin + size) for begin, size in bounds))]
+    for axis, (begin, size) in enumerate(zip(attrs["begin"], attrs["size"], strict=True), 1):
+        x = x.narrow(axis, begin, size)
+    return x
 
 
 def _pad(attrs: Mapping[str, Any], x: Tensor) -> Tensor:

@@ -77,9 +77,9 @@ def _loops(graph: Graph, delays: dict[str, Delay]) -> list[set[str]]:
     for state, after in graph.state_pairs:
         followers[delays[state].added if state in delays else after].add(state)
     leaders: dict[str, set[str]] = {name: set() for name in graph.tensors}
-    for name, after in followers.items():
-        for one in after:
-            leaders[one].add(name)
+    for name, those in followers.items():
+        for follower in those:
+            leaders[follower].add(name)
     found: list[set[str]] = []
     for state, _ in graph.state_pairs:
         if state not in delays and not any(state in members for members in found):
