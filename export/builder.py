@@ -23,8 +23,8 @@ class GraphBuilder:
         return self._tensor(Tensor(name, shape, dtype))
 
     def constant(self, name: str, data: Array) -> str:
-        """Add a constant."""
-        return self._tensor(Tensor(name, data.shape, str(data.dtype), data=data))
+        """Add a constant; a copy, in C order."""
+        return self._tensor(Tensor(name, data.shape, str(data.dtype), data=data.copy()))
 
     def conv2d(
         self, name: str, x: str, weight: Array, bias: Array, stride: tuple[int, int], relu: bool

@@ -32,7 +32,8 @@ from edge_imputer.specs import AnyModelSpec, ModelSpec
 from .build import build_graphs, build_keyword_graph
 from .card import CARD_NAME, model_card
 from .graph import Graph
-from .simulate import calibrate_and_quantise, calibrate_keywords, graph_record
+from .ranges import Ranges, quantise_by
+from .simulate import calibrate, calibrate_keywords, graph_record
 
 if TYPE_CHECKING:
     from edge_imputer.train.encoders import Encoder
@@ -69,6 +70,7 @@ def export_bundle(
     metrics: Metrics = NO_METRICS,
     keyword_threshold: float | None = None,
     emitters: Sequence[Emitter] = (),
+    ranges: Ranges | None = None,
 ) -> Bundle:
     """Quantise a trained model and write it as a bundle, whole or not at all.
 
@@ -89,6 +91,8 @@ def export_bundle(
         What was measured; may be filled in later, see `update_metrics`.
     emitters : sequence of callables
         Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
+    ranges : Ranges, optional
+        Those that the model was quantised by in training: then it is not calibrated.
 
     Returns
     -------
@@ -103,7 +107,8 @@ def export_bundle(
     """
     _require_libraries()
     floats = build_graphs(encoder, head, spec)
-    graphs = calibrate_and_quantise(*floats, spec, calibration)
+    if ranges is None:
+        ranges = calibrate(*floats, spec, calibration)
     described = _Described(
         spec=spec,
         provenance=provenance,
@@ -112,7 +117,7 @@ def export_bundle(
         metrics=metrics,
         keyword_threshold=keyword_threshold,
     )
-    return _write_bundle(Path(out), described, floats, graphs, emitters)
+    return _write_bundle(Path(out), described, floats, quantise_by(floats, ranges), emitters)
 
 
 def export_keyword_bundle(
@@ -124,12 +129,13 @@ def export_keyword_bundle(
     name: str,
     licence: str,
     emitters: Sequence[Emitter] = (),
+    ranges: Ranges | None = None,
 ) -> Bundle:
     """Quantise a trained keyword model and write it as a bundle, whole or not at all.
 
     Parameters
     ----------
-    out, provenance, calibration, name, licence, emitters : as `export_bundle` takes them
+    out, provenance, calibration, name, licence, emitters, ranges : as `export_bundle` takes them
     model : KeywordModel
         Trained, in evaluation mode.
 
@@ -148,7 +154,8 @@ def export_keyword_bundle(
     spec = model.spec
     spec.check_streaming()
     graph = build_keyword_graph(model)
-    quantised = calibrate_keywords(graph, spec, calibration)
+    if ranges is None:
+        ranges = calibrate_keywords(graph, spec, calibration)
     described = _Described(
         spec=spec,
         provenance=provenance,
@@ -157,7 +164,8 @@ def export_keyword_bundle(
         metrics=NO_METRICS,
         keyword_threshold=None,
     )
-    return _write_bundle(Path(out), described, (graph,), (quantised,), emitters)
+    quantised = quantise_by((graph,), ranges)
+    return _write_bundle(Path(out), described, (graph,), quantised, emitters)
 
 
 @dataclass(frozen=True, kw_only=True)

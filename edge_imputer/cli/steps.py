@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edge_imputer.export.graph import Graph
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
+    from edge_imputer.train.quantisation import Quantiser
     from edge_imputer.train.recipe import Recipe
 
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
@@ -132,7 +133,25 @@ def train_checkpoint(corpus: Corpus, recipe: Recipe, out: Path, *, resume: bool 
         valid = corpus.clips("valid")
     except DataError:
         valid = []  # a corpus may have none; then nothing is validated on
-    return train(corpus.clips("train"), valid, recipe, out, data_name=corpus.name, resume=resume)
+    return train(
+        corpus.clips("train"),
+        valid,
+        recipe,
+        out,
+        data_name=corpus.name,
+        resume=resume,
+        quantiser=quantiser_of(recipe),
+    )
+
+
+def quantiser_of(recipe: Recipe) -> Quantiser | None:
+    """What a recipe with quantisation aware updates trains with."""
+    if not recipe.quantisation.updates:
+        return None
+    require("torch", extra="train")
+    from edge_imputer.export.qat import ExportQuantiser
+
+    return ExportQuantiser()
 
 
 def export_checkpoint(
@@ -205,6 +224,7 @@ def export_checkpoint(
             model=loaded.task.model,
             provenance=provenance,
             calibration=waveforms,
+            ranges=loaded.ranges,
             name=name,
             licence=licence,
             emitters=[native, with_training, *emitters],
@@ -217,6 +237,7 @@ def export_checkpoint(
         provenance=provenance,
         calibration=waveforms,
         name=name,
+        ranges=loaded.ranges,
         licence=licence,
         emitters=[write_native, with_training, *emitters],
     )

@@ -6,5 +6,16 @@
 from . import encoders, heads, layers
 from .context import LOWERINGS, Lowering
 from .layers import GRU_GAP, GRU_STATE
+from .traced import TracedArray, untraced
 
-__all__ = ["GRU_GAP", "GRU_STATE", "LOWERINGS", "Lowering", "encoders", "heads", "layers"]
+__all__ = [
+    "GRU_GAP",
+    "GRU_STATE",
+    "LOWERINGS",
+    "Lowering",
+    "TracedArray",
+    "encoders",
+    "heads",
+    "layers",
+    "untraced",
+]

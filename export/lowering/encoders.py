@@ -45,7 +45,7 @@ def stem(low: Lowering, module: Stem, name: str, x: str) -> str:
         x = g.concat(f"{name}.input", (state, x), 1)
         low.keep(state, g.slice(f"{name}.next_state", x, 1, g.shape(x)[1] - left, left))
     weight, bias = low.fused(module, module.fused)  # (C, n_mels, kernel)
-    kernel = np.ascontiguousarray(weight.transpose(0, 2, 1)[..., np.newaxis])
+    kernel = weight.transpose(0, 2, 1)[..., np.newaxis]
     x = g.conv2d(name, x, kernel, bias, (module.stride, 1), relu=True)
     return g.reshape(f"{name}.frames", x, (g.shape(x)[1], g.shape(x)[3]))
 
@@ -140,7 +140,7 @@ def one_bias_gru(low: Lowering, module: OneBiasGru, name: str, x: str) -> str:
         w_x = low.array(getattr(module.gru, f"weight_ih_l0{side}"))
         w_h = low.array(getattr(module.gru, f"weight_hh_l0{side}"))
         here = f"{name}{side}"
-        gates = g.fully_connected(f"{here}.x", x, w_x[:, :-1].copy(), w_x[:, -1].copy())
+        gates = g.fully_connected(f"{here}.x", x, w_x[:, :-1], w_x[:, -1])
         states: dict[int, str] = {}
         nothing: Array = np.zeros(3 * hidden, np.float32)
         h = ""
@@ -184,7 +184,7 @@ def cnn_network(low: Lowering, module: CnnNetwork, name: str, x: str) -> str:
 
 def _conv(low: Lowering, conv: nn.Conv2d, name: str, x: str) -> str:
     """A convolution of torch's, without padding of its own, and ReLU."""
-    kernel = np.ascontiguousarray(low.array(conv.weight).transpose(0, 2, 3, 1))
+    kernel = low.array(conv.weight).transpose(0, 2, 3, 1)
     stride = (int(conv.stride[0]), int(conv.stride[1]))
     return low.g.conv2d(name, x, kernel, low.array(conv.bias), stride, relu=True)
 

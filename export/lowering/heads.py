@@ -40,7 +40,7 @@ def _convolved(low: Lowering, module: ImputerHead, x: str) -> str:
         weight = low.array(conv.weight).transpose(0, 2, 1)[:, :, np.newaxis]  # type: ignore[arg-type]
         padded = g.pad(f"conv{k}.padded", x, 1, 0, half)
         bias = low.array(conv.bias)  # type: ignore[arg-type]
-        y = g.conv2d(f"conv{k}", padded, np.ascontiguousarray(weight), bias, (1, 1), relu=True)
+        y = g.conv2d(f"conv{k}", padded, weight, bias, (1, 1), relu=True)
         kept = g.shape(y)[1]
         skip = g.slice(f"conv{k}.skip", x, 1, half, kept) if half else x
         x = g.binary("add", f"conv{k}.residual", skip, y)

@@ -85,7 +85,7 @@ def causal_conv2d(
     x = _with_past(low, name, x, module.left)
     x = low.g.pad(f"{name}.padded", x, 2, module.freq_pad, module.freq_pad)
     weight, bias = low.fused(module, lambda: fold_norm(conv.weight, conv.bias, module.norm))
-    kernel = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    kernel = weight.transpose(0, 2, 3, 1)
     stride = (int(conv.stride[0]), int(conv.stride[1]))
     return low.g.conv2d(name, x, kernel, bias, stride, relu=True)
 
@@ -97,7 +97,7 @@ def causal_depthwise(low: Lowering, module: CausalDepthwiseConv1d, name: str, x:
     x = low.g.reshape(f"{name}.nhwc", x, (1, n_frames, 1, channels))
     x = _with_past(low, name, x, module.left)
     weight, bias = low.fused(module, module.fused)  # (C, 1, kernel)
-    kernel = np.ascontiguousarray(weight.transpose(1, 2, 0)[:, :, np.newaxis])
+    kernel = weight.transpose(1, 2, 0)[:, :, np.newaxis]
     x = low.g.depthwise_conv2d(name, x, kernel, bias, dilation=(module.dilation, 1))
     return low.g.reshape(f"{name}.frames", x, (n_frames, channels))
 

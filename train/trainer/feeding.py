@@ -54,6 +54,7 @@ class Feed:
     """What the loop reads."""
 
     spec: AnyModelSpec
+    train: Material  # the clips that the task can use
     featurizer: Featurizer
     batches: Callable[..., Iterable[Batch]]  # (start=update): this process's micro-batches
     valid: list[Clip]
@@ -120,7 +121,7 @@ def make_feed(
     if valid is not None:
         clips = validation_clips(valid, featurizer, recipe.data, seed=recipe.run.seed)
     size = recipe.batches.size if isinstance(recipe.batches, DrawnBatches) else 32
-    return Feed(spec, featurizer, batches, clips, min(size, 64))
+    return Feed(spec, train, featurizer, batches, clips, min(size, 64))
 
 
 def _any_usable(valid: Material, featurizer: Featurizer) -> Material | None:
