@@ -79,9 +79,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     @property
     def step_features(self) -> int:
         """Feature frames that the encoder takes at once in a stream."""
-        if isinstance(self.encoder, ConformerSpec):
-            return self.encoder.chunk_frames
-        return self.encoder.subsampling
+        return self.encoder.step_features
 
     @property
     def step_frames(self) -> int:
