@@ -79,7 +79,7 @@ SMALL = {
     "conformer, branches": msgspec.structs.replace(
         SMALL_CONFORMER, intermediate_ctc=(1,), n_tokens=7
     ),
-    "crnn-windowed": WindowedCrnnSpec(channels=4, hidden=4, dense=8, window_frames=31),
+    "crnn-windowed": WindowedCrnnSpec(channels=4, hidden=4, dense=8, window_frames=90),
     "cnn-windowed": WindowedCnnSpec(channels=(4, 6), linear=6, dense=8),
 }
 HEADS = {
@@ -241,10 +241,11 @@ def test_runtimes_compute_the_integers(name: str, runtime: str, tmp_path: Path) 
             assert result.shape == values[key].shape
             differences.append(np.abs(result.astype(int) - values[key]).ravel())
     steps = np.concatenate(differences)
-    # TFLite's reference kernels round twice, in every layer.
+    # TFLite's reference kernels round twice, in every layer; a window's frames are layers too.
     attends, twice = "conformer" in name, runtime == "litert-reference"
+    deep = attends or name == "crnn-windowed"
     assert steps.max() <= (12 if attends else 4)
-    assert (steps > 1).mean() < (0.12 if attends and twice else 0.05 if twice else 0.02)
+    assert (steps > 1).mean() < (0.15 if deep and twice else 0.05 if twice else 0.02)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -18,9 +18,8 @@ from edge_imputer.train.encoders.tcn import Stem, TcnBlock, TcnEncoder
 from edge_imputer.train.encoders.windowed import WindowedEncoder
 from edge_imputer.train.layers.recurrent import OneBiasGru
 
-from ..graph import Array
 from .context import Lowering, lowers
-from .layers import gru_first_step, gru_step
+from .layers import Gates, gru_first_step, gru_step
 
 
 @lowers(CrnnEncoder)
@@ -133,26 +132,46 @@ def _valid_keys(low: Lowering, spec: AttentionSpec) -> str | None:
 @lowers(OneBiasGru)
 def one_bias_gru(low: Lowering, module: OneBiasGru, name: str, x: str) -> str:
     """A window's frames (T, K) -> (T, 2 H), both directions written out step by step."""
-    g, n_frames = low.g, low.g.shape(x)[0]
-    hidden = module.gru.hidden_size
-    sides = []
-    for side, order in (("", range(n_frames)), ("_reverse", range(n_frames - 1, -1, -1))):
-        w_x = low.array(getattr(module.gru, f"weight_ih_l0{side}"))
-        w_h = low.array(getattr(module.gru, f"weight_hh_l0{side}"))
-        here = f"{name}{side}"
-        gates = g.fully_connected(f"{here}.x", x, w_x[:, :-1].copy(), w_x[:, -1].copy())
-        states: dict[int, str] = {}
-        nothing: Array = np.zeros(3 * hidden, np.float32)
-        h = ""
-        for t in order:
-            step, row = f"{here}.{t}", g.slice(f"{here}.{t}.gates", gates, 0, t, 1)
-            if h:
-                h = gru_step(low, step, row, h, w_h, nothing, f"{here}.h")
-            else:
-                h = gru_first_step(low, step, row)
-            states[t] = h
-        sides.append(g.concat(f"{here}.states", tuple(states[t] for t in range(n_frames)), 0))
-    return g.concat(name, tuple(sides), 1)
+    sides = tuple(_one_direction(low, module, name, x, side) for side in ("", "_reverse"))
+    return low.g.concat(name, sides, 1)
+
+
+def _one_direction(low: Lowering, module: OneBiasGru, name: str, x: str, side: str) -> str:
+    """A window's frames (T, K) -> (T, H). What all steps compute has one scale for all of them."""
+    g, n_frames, here = low.g, low.g.shape(x)[0], f"{name}{side}"
+    of_x, of_h = (  # rows of r and z, and of n; the last column of the first is the bias
+        dict(
+            zip(
+                Gates._fields,
+                np.split(low.array(weight), [2 * module.gru.hidden_size]),
+                strict=True,
+            )
+        )
+        for weight in (getattr(module.gru, f"weight_{kind}_l0{side}") for kind in ("ih", "hh"))
+    )
+    frames = {}
+    for gate, weight in of_x.items():
+        y = g.fully_connected(f"{here}.x_{gate}", x, weight[:, :-1].copy(), weight[:, -1].copy())
+        frames[gate] = [g.slice(f"{here}.{t}.x_{gate}", y, 0, t, 1) for t in range(n_frames)]
+    seen = [Gates(*gates) for gates in zip(*frames.values(), strict=True)]
+    first, *later = reversed(range(n_frames)) if side else range(n_frames)
+    states = {first: gru_first_step(low, f"{here}.{first}", seen[first])}
+    h = states[first]
+    for t in later:
+        remembered = (
+            g.fully_connected(
+                f"{here}.{t}.h_{gate}",
+                h,
+                weight,
+                np.zeros(len(weight), np.float32),
+                constants=f"{here}.h_{gate}",
+            )
+            for gate, weight in of_h.items()
+        )
+        h = states[t] = gru_step(low, f"{here}.{t}", seen[t], Gates(*remembered), h)
+    for part in ("h_rz", "h_n", "rz_sum", "reset", "n_sum", "kept"):
+        g.graph.alike.append(tuple(f"{here}.{t}.{part}" for t in later))
+    return g.concat(f"{here}.states", tuple(states[t] for t in range(n_frames)), 0)
 
 
 @lowers(WindowNetwork)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -115,30 +115,25 @@ def subsampling(low: Lowering, module: Subsampling, name: str, x: str) -> str:
 # ------------------------------------------------------------------------------ recurrence
 
 
-def gru_step(
-    low: Lowering, name: str, gates_x: str, h: str, weight: Array, bias: Array, shared: str = ""
-) -> str:
-    """One step of a GRU: gates of the input (1, 3H) in torch's order r, z, n; state (1, H).
+class Gates(NamedTuple):
+    """What a GRU's gates make of the input, or of the state: r beside z (1, 2H), and n (1, H)."""
 
-    ``n = tanh(x_n + r * (U_n h + c))`` and ``h' = n + z * (h - n)``: the operations that every
-    runtime has as int8 kernels. Steps of the same layer have `shared` weights of that name.
+    rz: str
+    n: str
+
+
+def gru_step(low: Lowering, name: str, of_x: Gates, of_h: Gates, h: str) -> str:
+    """One step of a GRU, from the state h (1, H) to the next.
+
+    ``n = tanh(x_n + r * h_n)`` and ``h' = n + z * (h - n)``: the operations that every runtime has
+    as int8 kernels.
     """
-    g = low.g
-    n = g.shape(h)[1]
-    gates_h = g.fully_connected(f"{name}.h", h, weight, bias, constants=shared)
-    rz = g.binary(
-        "add",
-        f"{name}.rz_sum",
-        g.slice(f"{name}.x_rz", gates_x, 1, 0, 2 * n),
-        g.slice(f"{name}.h_rz", gates_h, 1, 0, 2 * n),
-    )
-    rz = g.unary("sigmoid", f"{name}.rz", rz)
+    g, n = low.g, low.g.shape(h)[1]
+    rz = g.unary("sigmoid", f"{name}.rz", g.binary("add", f"{name}.rz_sum", of_x.rz, of_h.rz))
     r = g.slice(f"{name}.r", rz, 1, 0, n)
     z = g.slice(f"{name}.z", rz, 1, n, n)
-    reset = g.binary("mul", f"{name}.reset", r, g.slice(f"{name}.h_n", gates_h, 1, 2 * n, n))
-    candidate = g.binary(
-        "add", f"{name}.n_sum", g.slice(f"{name}.x_n", gates_x, 1, 2 * n, n), reset
-    )
+    reset = g.binary("mul", f"{name}.reset", r, of_h.n)
+    candidate = g.binary("add", f"{name}.n_sum", of_x.n, reset)
     candidate = g.unary("tanh", f"{name}.n", candidate)
     gap = g.binary("sub", f"{name}.gap", h, candidate)
     g.graph.structural_quant |= {h: GRU_STATE, gap: GRU_GAP}
@@ -146,11 +141,11 @@ def gru_step(
     return g.binary("add", f"{name}.next_state", candidate, kept)
 
 
-def gru_first_step(low: Lowering, name: str, gates_x: str) -> str:
+def gru_first_step(low: Lowering, name: str, of_x: Gates) -> str:
     """`gru_step` from a state of zeros, without biases on it: ``h' = n - z * n``."""
-    g, n = low.g, low.g.shape(gates_x)[1] // 3
-    z = g.unary("sigmoid", f"{name}.z", g.slice(f"{name}.x_z", gates_x, 1, n, n))
-    candidate = g.unary("tanh", f"{name}.n", g.slice(f"{name}.x_n", gates_x, 1, 2 * n, n))
+    g, n = low.g, low.g.shape(of_x.n)[1]
+    z = g.unary("sigmoid", f"{name}.z", g.slice(f"{name}.x_z", of_x.rz, 1, n, n))
+    candidate = g.unary("tanh", f"{name}.n", of_x.n)
     gone = g.binary("mul", f"{name}.gone", z, candidate)
     return g.binary("sub", f"{name}.next_state", candidate, gone)
 
@@ -165,10 +160,23 @@ def gru(low: Lowering, module: nn.GRU, name: str, x: str) -> str:
         low.array(getattr(module, f"{kind}_l0"))
         for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
     )
-    gates = low.g.fully_connected(f"{name}.x", x, w_x, b_x)
-    following = gru_step(low, name, gates, h, weight, bias)
+    gates = {
+        "x": low.g.fully_connected(f"{name}.x", x, w_x, b_x),
+        "h": low.g.fully_connected(f"{name}.h", h, weight, bias),
+    }
+    of_x, of_h = (_gates(low, f"{name}.{part}", both) for part, both in gates.items())
+    following = gru_step(low, name, of_x, of_h, h)
     low.keep(h, following)
     return following
+
+
+def _gates(low: Lowering, name: str, gates: str) -> Gates:
+    """Parts of (1, 3H) in torch's order r, z, n."""
+    n = low.g.shape(gates)[1] // 3
+    return Gates(
+        low.g.slice(f"{name}_rz", gates, 1, 0, 2 * n),
+        low.g.slice(f"{name}_n", gates, 1, 2 * n, n),
+    )
 
 
 # ------------------------------------------------------------------------------ norms
