@@ -55,8 +55,8 @@ def graph_of(which: str, form: str) -> Graph:
 # have one for every 190 to 680 parameters. (.tflite, .onnx)
 EXCESS = {
     "crnn-windowed-229k": (0, 50_000),
-    "conformer-xs": (20_500, 28_000),
-    "conformer-s": (33_500, 46_000),
+    "conformer-xs": (14_500, 22_000),
+    "conformer-s": (25_000, 37_000),
 }
 
 

@@ -49,7 +49,9 @@ class Layer:
 
 
 RUNTIME = frozenset({"numpy", "soundfile", "soxr", "msgspec", "typer", "rich"})
-LOWERING = {f"export/lowering/{name}.py" for name in ("context", "layers", "encoders", "heads")}
+LOWERING = {
+    f"export/lowering/{name}.py" for name in ("context", "layers", "attention", "encoders", "heads")
+}
 CHECKPOINT_READERS = frozenset({"export/build.py", "export/bundle.py"} | LOWERING)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}

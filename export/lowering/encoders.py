@@ -9,7 +9,6 @@ import numpy as np
 from torch import nn
 
 from edge_imputer.errors import ExportError
-from edge_imputer.specs import AttentionSpec
 from edge_imputer.train.encoders.cnn_windowed import CnnNetwork
 from edge_imputer.train.encoders.conformer import ConformerEncoder
 from edge_imputer.train.encoders.crnn import CrnnEncoder
@@ -17,7 +16,9 @@ from edge_imputer.train.encoders.crnn_windowed import WindowNetwork
 from edge_imputer.train.encoders.tcn import Stem, TcnBlock, TcnEncoder
 from edge_imputer.train.encoders.windowed import WindowedEncoder
 from edge_imputer.train.layers.recurrent import OneBiasGru
+from edge_imputer.train.layers.self_attention import stream_window
 
+from .attention import visible_keys
 from .context import Lowering, lowers
 from .layers import Gates, gru_first_step, gru_step
 
@@ -79,10 +80,10 @@ def conformer(low: Lowering, module: ConformerEncoder, name: str, x: str) -> str
     """One chunk of features (1, chunk, n_mels, 1) -> (block, d_model)."""
     spec = module.spec
     spec.attention.check_streaming()
-    valid = _valid_keys(low, spec.attention)
+    visible = visible_keys(low, spec.attention, stream_window(spec.attention))
     x = low(module.stem, "stem", x)
     for k, block in enumerate(module.blocks, 1):
-        x = low(block, f"block{k}", x, valid=valid)
+        x = low(block, f"block{k}", x, visible=visible)
         if module.feedback is not None and k in spec.intermediate_ctc:
             x = _fed_back(low, module, f"branch{k}", x)
     if module.ctc is not None and module.feedback is None:
@@ -98,32 +99,6 @@ def _fed_back(low: Lowering, module: ConformerEncoder, name: str, x: str) -> str
     logits = low(module.ctc, f"{name}.ctc", low(module.norm, f"{name}.norm", x))
     read = low.g.unary("softmax", f"{name}.read", logits)
     return low.g.binary("add", f"{name}.sum", x, low(module.feedback, f"{name}.feedback", read))
-
-
-def _valid_keys(low: Lowering, spec: AttentionSpec) -> str | None:
-    """Which keys of a step are frames of the stream: 0.5, else -0.5, (1, 1, M); None: all are.
-
-    What is kept begins as zeros, which are no frames; ones follow them as frames do.
-    """
-    g = low.g
-    parts = []
-    kept = {
-        "memory": (spec.memory_frames, spec.summaries),
-        "past": (spec.past_frames, spec.block),
-    }
-    for part, (size, added) in kept.items():
-        if not size:
-            continue
-        state = low.state(f"valid.{part}.state", (1, 1, size))
-        new = g.constant(f"valid.{part}.ones", np.ones((1, 1, added), np.float32))
-        both = g.concat(f"valid.{part}.both", (state, new), 2)
-        low.keep(state, g.slice(f"valid.{part}.next", both, 2, g.shape(both)[2] - size, size))
-        parts.append(state)
-    if not parts:
-        return None
-    parts.append(g.constant("valid.chunk", np.ones((1, 1, spec.block), np.float32)))
-    half = g.constant("valid.half", np.full((1, 1, 1), 0.5, np.float32))
-    return g.binary("sub", "valid", g.concat("valid.keys", tuple(parts), 2), half)
 
 
 # ------------------------------------------------------------------------------ windows
