@@ -87,7 +87,7 @@ def build_keyword_graph(model: KeywordModel, *, traced: bool = False) -> Graph:
 
 def _features(low: Lowering, encoder: Encoder) -> str:
     """The input: the feature frames of one step, or of one window."""
-    n_frames = encoder.step_frames
+    n_frames = encoder.step_features
     if isinstance(encoder.spec, WindowedSpec):
         n_frames = encoder.spec.window_frames
     return low.g.input(FEATURES, (1, n_frames, encoder.n_mels, 1))

@@ -165,10 +165,11 @@ def test_a_clip_alone_equals_the_clip_in_a_padded_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 @settings(max_examples=10, deadline=None)
 @given(cuts=st.lists(st.integers(1, 5), max_size=5))
-@example(cuts=[5, 5, 5])  # after which nothing is left, for units of four frames
+@example(cuts=[5, 5, 5])  # after which nothing is left, for units of four frames,
+@example(cuts=[5, 5, 5, 5])  # and of three
 def test_streaming_equals_batch(name: str, cuts: list[int]) -> None:
     keywords = model(name)
-    unit = keywords.encoder.step_frames if name in ("crnn", "tcn") else 1
+    unit = keywords.encoder.step_features if name in ("crnn", "tcn") else 1
     n_frames = 60
     x = torch.randn(2, n_frames, 20, generator=torch.Generator().manual_seed(1))
     state, at, outs = keywords.initial_state(2), 0, []

@@ -49,7 +49,7 @@ class Layer:
 
 
 RUNTIME = frozenset({"numpy", "soundfile", "soxr", "msgspec", "typer", "rich"})
-_LOWERING = ("context", "traced", "layers", "encoders", "heads")
+_LOWERING = ("context", "traced", "layers", "attention", "encoders", "heads")
 LOWERING = {f"export/lowering/{name}.py" for name in _LOWERING}
 # Training in the exported integers: the graph in torch, in place of a task's modules.
 QAT = {f"export/qat/{name}.py" for name in ("exact", "kernels", "executor", "models", "quantiser")}

@@ -10,7 +10,7 @@ from ..errors import SpecError
 from .base import Spec
 from .conformer import ConformerSpec
 from .features import FeatureSpec, MicroSpec, PcenSpec
-from .model import AnyEncoderSpec, ModelSpec, step_features
+from .model import AnyEncoderSpec, ModelSpec
 from .windowed import WindowedCnnSpec, WindowedCrnnSpec, WindowedSpec
 
 UNKNOWN = "_unknown_"
@@ -76,7 +76,9 @@ class KeywordModelSpec(Spec, frozen=True, kw_only=True, tag="keywords", tag_fiel
     @property
     def step_features(self) -> int:
         """Feature frames by which a stream moves on at once."""
-        return step_features(self.encoder)
+        if isinstance(self.encoder, WindowedSpec):
+            return self.encoder.hop_frames
+        return self.encoder.step_features
 
     @property
     def input_features(self) -> int:

@@ -37,13 +37,6 @@ def check_pair(encoder: EncoderSpec, head: ImputerSpec) -> None:
         )
 
 
-def step_features(encoder: AnyEncoderSpec) -> int:
-    """Feature frames by which an encoder moves on at once in a stream."""
-    if isinstance(encoder, ConformerSpec):
-        return encoder.chunk_frames
-    return encoder.subsampling
-
-
 class ModelSpec(Spec, frozen=True, kw_only=True, tag="speech", tag_field="kind"):
     """Everything that defines a model that writes down speech but its weights."""
 
@@ -86,7 +79,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True, tag="speech", tag_field="kind")
     @property
     def step_features(self) -> int:
         """Feature frames that the encoder takes at once in a stream."""
-        return step_features(self.encoder)
+        return self.encoder.step_features
 
     @property
     def step_frames(self) -> int:

@@ -6,14 +6,9 @@ import numpy as np
 
 from edge_imputer.train.imputer import ImputerHead, WindowAttention
 
+from .attention import joined_heads, queries_keys_values
 from .context import Lowering, lowers
-from .layers import (
-    joined_heads,
-    norm,
-    normalised,
-    queries_keys_values,
-    silu,
-)
+from .layers import norm, normalised, silu
 
 
 @lowers(ImputerHead)
