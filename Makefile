@@ -13,6 +13,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPING := build/typing
+TFLITE_VENV := .venv-tflite
+# Pythons that tflite-runtime has wheels for; the first one that runs is taken.
+TFLITE_PYTHONS ?= $(PYTHON) python3.11 python3.10
 MAPPED := train export firmware_bridge
 
 # One thread a process: the suite runs one process a core.
@@ -21,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format typecheck check bench-latency bench-frontend \
+.PHONY: help setup tflite-runtime demo test test-slow lint format typecheck check bench-latency bench-frontend \
   bench-loss bench-attention bench-data wheel wheels clean
 
 help:  ## list the targets
@@ -39,6 +42,19 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard train/objective/csr
 	@echo "installing into $(VENV) (2.5 GB, a minute or two)"
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt setuptools
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+tflite-runtime: $(TFLITE_VENV)/.installed  ## tflite-runtime 2.14 in .venv-tflite, for `verify` and the tests
+
+$(TFLITE_VENV)/.installed: constraints-tflite.txt
+	@for python in $(TFLITE_PYTHONS) none; do \
+	  $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' \
+	    2>/dev/null && break; \
+	done; \
+	test $$python != none \
+	  || { echo "expected Python 3.10 or 3.11 among: $(TFLITE_PYTHONS); tflite-runtime has wheels for no other; try: make tflite-runtime TFLITE_PYTHONS=/path/of/python3.11" >&2; exit 1; }; \
+	$$python -m venv $(TFLITE_VENV)
+	@$(TFLITE_VENV)/bin/python -m pip install -q $(PIP_ARGS) -c constraints-tflite.txt tflite-runtime
 	@touch $@
 
 demo: setup  ## train, quantise, export and run a small digit recogniser into build/demo (DATA=folder)

@@ -14,18 +14,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.backends.litert import LiteRtModel
-from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.backends.stepper import Model
-from edge_imputer.errors import ExportError
+from edge_imputer.errors import BackendError, ExportError
 from edge_imputer.specs import ModelSpec
 
 from .file_arrays import expected_arrays, onnx_arrays, same_arrays, tflite_arrays
-from .graph import Array, Graph, Op
-from .onnx_emitter import write_onnx
+from .graph import MOVES, SHARES_SCALE, Array, Graph, Op
 from .reference import Interpreter
+from .runtimes import RUNTIMES, load_runtime
 from .simulate import Run, decode_watched
-from .tflite_emitter import write_tflite
 
 __all__ = [
     "RUNTIMES",
@@ -37,8 +34,20 @@ __all__ = [
     "onnx_arrays",
     "same_arrays",
     "tflite_arrays",
+    "tolerance",
 ]
-RUNTIMES = ("onnxruntime", "onnxruntime-integer", "litert", "litert-reference")
+_EXACT = MOVES | SHARES_SCALE
+_SUMS = frozenset({"add", "sub"})  # in the integers that the reference took over from TFLite
+_ALSO_EXACT = {"litert-reference": _SUMS, "tflite-micro": _SUMS}
+
+
+def tolerance(runtime: str, kind: str) -> int:
+    """Steps of its int8 output that a layer may be off the exact integers in a runtime.
+
+    None where bytes are moved or compared; one where a runtime rounds in floating point, or twice,
+    what the exact integers round once. It holds for graphs with calibrated scales.
+    """
+    return int(kind not in _EXACT | _ALSO_EXACT.get(runtime, frozenset()))
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,15 @@ class LayerParity:
     op, kind : str
         Name of the layer's output, and its operation.
     runtime : str
-        One of `RUNTIMES`.
+        One of `runtimes.ALL_RUNTIMES`.
     max_lsb : int
         Largest difference, in steps of the int8 output.
     share : float
         Proportion of elements that differ.
     n : int
         Elements compared.
+    refusal : str or None
+        What the runtime said if it does not run this layer; nothing is compared then.
     """
 
     op: str
@@ -65,29 +76,7 @@ class LayerParity:
     max_lsb: int
     share: float
     n: int
-
-
-def load_runtime(graph: Graph, runtime: str, folder: Path) -> Model:
-    """Write a graph into a folder and load it.
-
-    Parameters
-    ----------
-    graph : Graph
-        Quantised or float.
-    runtime : str
-        ``onnxruntime`` as the backend runs it, ``onnxruntime-integer`` with its integer kernels,
-        ``litert`` with XNNPACK, ``litert-reference`` with TFLite's reference kernels.
-    folder : Path
-    """
-    if runtime not in RUNTIMES:
-        raise ExportError(f"expected a runtime among {', '.join(RUNTIMES)}, got {runtime!r}")
-    if runtime.startswith("onnxruntime"):
-        path = folder / f"{graph.name}.onnx"
-        write_onnx(graph, path)
-        return OnnxModel(path, integer_kernels=runtime == "onnxruntime-integer" or None)
-    path = folder / f"{graph.name}.tflite"
-    write_tflite(graph, path)
-    return LiteRtModel(path, reference_kernels=runtime == "litert-reference")
+    refusal: str | None = None
 
 
 def decoded_feeds(
@@ -123,6 +112,8 @@ def layer_parity(
     graph: Graph,
     feeds: Iterable[Mapping[str, Array]],
     runtimes: Iterable[str] = RUNTIMES,
+    *,
+    keep_refusals: bool = False,
 ) -> list[LayerParity]:
     """Compare every layer of a quantised graph in every runtime with the exact integers.
 
@@ -132,22 +123,36 @@ def layer_parity(
     feeds : iterable of inputs by name
         Calls to compare on; each is run through the whole reference once.
     runtimes : iterable of str
+    keep_refusals : bool
+        A layer that a runtime does not run gets a row that says so, instead of an error.
 
     Returns
     -------
     list of LayerParity, layer by layer, one row a runtime
+
+    Raises
+    ------
+    ExportError
+        No calls, or no such runtime.
+    BackendError
+        A runtime refuses a layer.
     """
     interpreter = Interpreter(graph)
     calls = [interpreter.run(feed) for feed in feeds]
     if not calls:
         raise ExportError(f"{graph.name}: expected at least one call to compare on, got none")
-    rows = []
+    rows, runtimes = [], tuple(runtimes)
     with tempfile.TemporaryDirectory() as scratch:
         for index, op in enumerate(graph.ops):
             layer = graph.single_op(index)
             for runtime in runtimes:
-                model = load_runtime(layer, runtime, Path(scratch))
-                rows.append(_compare(layer, op, runtime, model, calls))
+                try:
+                    model = load_runtime(layer, runtime, Path(scratch))
+                    rows.append(_compare(layer, op, runtime, model, calls))
+                except BackendError as error:
+                    if not keep_refusals:
+                        raise
+                    rows.append(LayerParity(op.output, op.kind, runtime, 0, 0, 0, str(error)))
     return rows
 
 

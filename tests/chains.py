@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from edge_imputer.export.builder import GraphBuilder
 from edge_imputer.export.calibration import Calibration
 from edge_imputer.export.graph import KINDS, Array, Graph
 from edge_imputer.export.quantize import quantise
-from edge_imputer.export.tflite_emitter import tflite_bytes
 
 from .graphs import Rng, feeds
 
@@ -196,16 +194,3 @@ def int_chain(kinds: list[str], rng: Rng) -> Graph:
     for inputs in feeds(graph, rng, 8):
         calibration.run(inputs)
     return quantise(graph, calibration.ranges)
-
-
-def micro_model(micro: ModuleType, graph: Graph) -> Callable[[dict[str, Array]], list[Array]]:
-    """A graph in TFLite Micro's interpreter, as a function of its inputs by name."""
-    interpreter = micro.Interpreter.from_bytes(tflite_bytes(graph), arena_size=1_000_000)
-
-    def run(inputs: dict[str, Array]) -> list[Array]:
-        for k, name in enumerate(graph.inputs):
-            interpreter.set_input(inputs[name], k)
-        interpreter.invoke()
-        return [interpreter.get_output(k).copy() for k in range(len(graph.outputs))]
-
-    return run

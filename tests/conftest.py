@@ -47,10 +47,35 @@ def import_or_skip(module: str) -> ModuleType:
     return found
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tflite_environment() -> None:
+    """Let the tests find what `make tflite-runtime` made in this checkout."""
+    python = ROOT / ".venv-tflite" / "bin" / "python"
+    if python.is_file():
+        os.environ.setdefault("EDGE_IMPUTER_TFLITE_PYTHON", str(python))
+
+
+def _runtime_or_skip(name: str) -> str:
+    """The name of a runtime that need not be here; without it a test is skipped, in CI it fails."""
+    from edge_imputer.export.runtimes import ALL_RUNTIMES
+
+    absence = ALL_RUNTIMES[name].absence()
+    if absence is not None and not IN_CI:
+        pytest.skip(absence)
+    assert absence is None, absence
+    return name
+
+
 @pytest.fixture(scope="session")
-def micro() -> ModuleType:
-    """The interpreter of TensorFlow Lite Micro; it has wheels for Linux on x86-64 only."""
-    return import_or_skip("tflite_micro.python.tflite_micro.runtime")
+def micro() -> str:
+    """The runtime tflite-micro; it has wheels for Linux on x86-64 only."""
+    return _runtime_or_skip("tflite-micro")
+
+
+@pytest.fixture(scope="session")
+def old_tflite(_tflite_environment: None) -> str:
+    """The runtime tflite-runtime, which `make tflite-runtime` installs."""
+    return _runtime_or_skip("tflite-runtime")
 
 
 @pytest.fixture(scope="session")

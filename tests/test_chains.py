@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from edge_imputer.export.reference import Interpreter, run_int
 from edge_imputer.export.tflite_emitter import write_tflite
 
 from .c_layers import compile_graphs, run_graphs
-from .chains import STEPS, float_chain, int_chain, micro_model
+from .chains import STEPS, float_chain, int_chain
 from .graphs import feed, feeds
 
 KINDS = st.lists(st.sampled_from(STEPS), min_size=1, max_size=8)
@@ -113,13 +112,17 @@ def test_floats_in_every_runtime(
 @given(kinds=KINDS, seed=SEEDS)
 @settings(max_examples=25, deadline=None)
 def test_in_tflite_micro(
-    micro: ModuleType, make: Callable[..., Graph], kinds: list[str], seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    micro: str,
+    make: Callable[..., Graph],
+    kinds: list[str],
+    seed: int,
 ) -> None:
     graph = opened(make(kinds, seed if make is quantised else np.random.default_rng(seed)))
+    model = load_runtime(graph, micro, tmp_path_factory.mktemp("chain"))
     inputs = feed(graph, np.random.default_rng(seed))
-    check_every_operation(
-        graph, micro_model(micro, graph), inputs, atol=1 if graph.quantised else 1e-5
-    )
+    atol = 1 if graph.quantised else 1e-5
+    check_every_operation(graph, runner(graph, model), inputs, atol)
 
 
 @given(kinds=KINDS, seed=SEEDS, as_floats=st.booleans())

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx
@@ -34,8 +33,7 @@ from edge_imputer.export.reference import Interpreter, run_float, run_int, zero_
 from edge_imputer.export.tflite_emitter import tflite_bytes, write_tflite
 from edge_imputer.specs import PRESETS
 
-from .chains import micro_model
-from .graphs import LAYERS, feed, feeds, float_layer, small_model
+from .graphs import feed, feeds, small_model
 from .test_lowering import HEADS, SMALL, features, head, modules, windows
 from .test_lowering import quantised as small_encoder
 
@@ -205,38 +203,19 @@ def float_runs(name: str) -> tuple[Graph, list[dict[str, Array]]]:
     return graph, runs
 
 
-@pytest.mark.parametrize("runtime", ["litert", "litert-reference"])
+@pytest.mark.parametrize("runtime", ["litert", "litert-reference", "micro", "old_tflite"])
 @pytest.mark.parametrize("name", [*SMALL, *HEADS])
-def test_float_networks_in_litert(tmp_path: Path, name: str, runtime: str) -> None:
+def test_float_networks_in_every_tflite(
+    tmp_path: Path, request: pytest.FixtureRequest, name: str, runtime: str
+) -> None:
     graph, runs = float_runs(name)
+    if not runtime.startswith("litert"):
+        runtime = request.getfixturevalue(runtime)
     model = load_runtime(graph, runtime, tmp_path)
     for inputs in runs:
         expected = run_float(graph, inputs)
         results = model.run([inputs[key] for key in graph.inputs])
         for key, result in zip(graph.outputs, results, strict=True):
-            size = max(1.0, float(np.abs(expected[key]).max()))
-            np.testing.assert_allclose(result, expected[key], atol=1e-5 * size)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_float_layers_in_tflite_micro(micro: ModuleType, kind: str) -> None:
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        graph = float_layer(kind, rng)
-        run = micro_model(micro, graph)
-        for inputs in feeds(graph, rng):
-            (result,), expected = run(inputs), run_float(graph, inputs)[graph.outputs[0]]
-            size = max(1.0, float(np.abs(expected).max()))
-            np.testing.assert_allclose(result, expected, atol=1e-5 * size)
-
-
-@pytest.mark.parametrize("name", [*SMALL, *HEADS])
-def test_float_networks_in_tflite_micro(micro: ModuleType, name: str) -> None:
-    graph, runs = float_runs(name)
-    run = micro_model(micro, graph)
-    for inputs in runs:
-        expected = run_float(graph, inputs)
-        for key, result in zip(graph.outputs, run(inputs), strict=True):
             size = max(1.0, float(np.abs(expected[key]).max()))
             np.testing.assert_allclose(result, expected[key], atol=1e-5 * size)
 

@@ -100,6 +100,9 @@ TABLE = {
             "torch": CHECKPOINT_READERS,
             "edge_imputer.train": CHECKPOINT_READERS,
             "onnxruntime": frozenset({"export/ort_emitter.py"}),  # writes its own format
+            "tflite_micro": frozenset({"export/micro_model.py"}),
+            # Run as a script in an environment of its own.
+            "tflite_runtime": frozenset({"export/tflite_runtime_server.py"}),
         },
     ),
     "edge_imputer.firmware_bridge": Layer(

@@ -20,6 +20,7 @@ from .data import app as data_app
 from .evaluate import evaluate
 from .improve import improve, mine
 from .training import recipe_app
+from .verify import verify
 
 app = typer.Typer(
     name="edge-imputer",
@@ -45,6 +46,7 @@ app.add_typer(recipe_app, name="recipe")
 app.command()(evaluate)
 app.command()(mine)
 app.command()(improve)
+app.command()(verify)
 
 
 class BackendName(str, Enum):
@@ -338,7 +340,7 @@ def bench(
     figures = run_bench(name, bundle)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_plot(figures, out)
+    write_plot(name, figures, out)
     print(_json(figures))
 
 

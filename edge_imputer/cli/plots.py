@@ -1,10 +1,12 @@
-"""Pictures of benchmarks, for those that have one: ``NAME.png`` beside ``NAME.json``."""
+"""Pictures of benchmarks and of `verify`, where there is one: ``NAME.png`` by ``NAME.json``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import MissingExtraError, require
 from .show import say
@@ -14,15 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_plot(figures: Mapping[str, Any], folder: Path) -> Path | None:
-    """Draw what `run_bench` measured; without matplotlib say so, and go on.
+def write_plot(name: str, figures: Mapping[str, Any], folder: Path) -> Path | None:
+    """Draw the figures of a command; without matplotlib say so, and go on.
 
     Returns
     -------
     Path or None
-        None if this benchmark has no picture, or matplotlib is missing.
+        None if there is no picture of that name, or matplotlib is missing.
     """
-    name = figures["bench"]
     if name not in PLOTS:
         return None
     try:
@@ -65,4 +66,42 @@ def _label(axes: Axes, unit: str, title: str) -> None:
     axes.legend(frameon=False)
 
 
-PLOTS: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"attention": attention}
+def verification(figures: Mapping[str, Any]) -> Figure:
+    """Elements that differ by kind of layer and runtime; clips with one text by pair."""
+    from matplotlib.figure import Figure
+
+    kinds, pairs = figures["kinds"], figures["pairs"]
+    names = sorted({row["kind"] for row in kinds})
+    runtimes = list(dict.fromkeys(row["runtime"] for row in kinds))
+    figure = Figure(figsize=(15, 1.5 + 0.4 * max(len(names), 8)), layout="constrained")
+    layers, decoded = figure.subplots(1, 2)
+    shares = np.full((len(names), len(runtimes)), np.nan)
+    for row in kinds:
+        at = names.index(row["kind"]), runtimes.index(row["runtime"])
+        shares[at] = 100 * row["share"]
+        text = "refused" if row["n_refused"] else f"{row['max_lsb']}"
+        layers.text(at[1], at[0], text, ha="center", va="center")
+    layers.imshow(shares, cmap="Reds", vmin=0, vmax=max(1.0, float(np.nanmax(shares))), alpha=0.6)
+    _ticks(layers, runtimes, names, "Most steps off, by layer; red: share of elements that differ")
+    heard = list(dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"])))
+    same = np.full((len(heard), len(heard)), np.nan)
+    for pair in pairs:
+        at = heard.index(pair["first"]), heard.index(pair["second"])
+        same[at] = 100 * pair["share"]
+        decoded.text(at[1], at[0], f"{same[at]:.1f}", ha="center", va="center", size=8)
+    decoded.imshow(same, cmap="Greens_r", vmin=90, vmax=100, alpha=0.6)
+    _ticks(decoded, heard, heard, "% of clips with the same text")
+    return figure
+
+
+def _ticks(axes: Axes, across: list[str], down: list[str], title: str) -> None:
+    axes.set_xticks(range(len(across)), across, rotation=30, ha="right")
+    axes.set_yticks(range(len(down)), down)
+    axes.set_aspect("auto")
+    axes.set_title(title)
+
+
+PLOTS: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
+    "attention": attention,
+    "verify": verification,
+}

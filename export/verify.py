@@ -1,0 +1,370 @@
+"""Whether a bundle computes the same everywhere: every runtime at hand, against the exact integers.
+
+Its .onnx and .tflite files must hold the same arrays. Layer by layer, each fed what the exact
+integers computed before it, the steps that a runtime is off are held to `parity.tolerance`. And
+every runtime listens to the same clips, from its own states on: each pair must write down the same
+for nearly all.
+
+A bundle is a list of graphs and a way to decode with them: `DECODERS` has one by the type of the
+bundle's specification, and nothing else here knows what the graphs are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_imputer.backends import Backend, load_backend
+from edge_imputer.backends.native_library import find_compiler
+from edge_imputer.backends.stepper import Model, Stepper
+from edge_imputer.bundle import Bundle
+from edge_imputer.errors import BackendError, ExportError
+from edge_imputer.pipeline import StreamingDecoder
+from edge_imputer.specs import ModelSpec
+from edge_imputer.tokens import Tokenizer
+
+from .graph import Array, Graph
+from .parity import LayerParity, layer_parity, same_arrays, tolerance
+from .reference import Interpreter
+from .runtimes import ALL_RUNTIMES
+from .tflite_reader import read_tflite
+
+INTEGERS, FLOAT, NATIVE = "integers", "onnxruntime-float", "native"
+NAMES = (*ALL_RUNTIMES, NATIVE, FLOAT)
+MIN_AGREEMENT = 0.99
+Waveform = npt.NDArray[np.float32]
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of one clip: text, and the numbers it was read from."""
+
+    text: str
+    scores: Array
+
+
+@dataclass(frozen=True)
+class PairAgreement:
+    """Two runtimes on the same clips.
+
+    Attributes
+    ----------
+    first, second : str
+    n, same : int
+        Clips, and those with the same text.
+    bound : float
+        Least share of them.
+    """
+
+    first: str
+    second: str
+    n: int
+    same: int
+    bound: float
+
+    @property
+    def share(self) -> float:
+        """Of clips with the same text."""
+        return self.same / self.n
+
+
+@dataclass(frozen=True)
+class KindParity:
+    """All layers of one kind in one runtime, as `parity.LayerParity` has a single one."""
+
+    kind: str
+    runtime: str
+    max_lsb: int
+    share: float
+    n: int
+    tolerance: int
+    n_refused: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes
+    ----------
+    bundle : str
+        Its name.
+    layers : dict from graph to list of LayerParity
+    pairs : list of PairAgreement
+        Every pair of what decoded, the exact integers among them.
+    identical : dict from runtime to float
+        Share of clips whose scores are the exact integers', to the byte.
+    absent : dict from runtime to str
+        What could not be tried here, and why.
+    exceeded : list of str
+        What is not within its tolerance, a line each; empty if all is well.
+    """
+
+    bundle: str
+    layers: dict[str, list[LayerParity]]
+    pairs: list[PairAgreement]
+    identical: dict[str, float]
+    absent: dict[str, str]
+    exceeded: list[str]
+
+    def by_kind(self) -> list[KindParity]:
+        """Layers of all graphs by kind, each in every runtime."""
+        found: dict[tuple[str, str], list[LayerParity]] = {}
+        for row in chain.from_iterable(self.layers.values()):
+            found.setdefault((row.kind, row.runtime), []).append(row)
+        return [
+            KindParity(
+                kind,
+                runtime,
+                max(row.max_lsb for row in rows),
+                sum(row.share * row.n for row in rows) / max(1, sum(row.n for row in rows)),
+                sum(row.n for row in rows),
+                tolerance(runtime, kind),
+                sum(row.refusal is not None for row in rows),
+            )
+            for (kind, runtime), rows in found.items()
+        ]
+
+
+def verify(
+    bundle: Bundle,
+    waveforms: Sequence[Waveform],
+    *,
+    runtimes: Sequence[str] = NAMES,
+    n_calls: int = 6,
+    min_agreement: float = MIN_AGREEMENT,
+    min_float_agreement: float = MIN_AGREEMENT,
+    progress: Progress = lambda items, label: items,
+) -> Verification:
+    """Hold a bundle to the exact integers, which are read back from its .tflite files.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    waveforms : sequence of float32 arrays, (n,)
+        At the model's sample rate.
+    runtimes : sequence of str
+        Of `NAMES`; what is not installed is in the result's `absent`.
+    n_calls : int
+        Calls of each graph that layers are compared on, spread over the first clip.
+    min_agreement : float
+        Least share of clips with the same text, for each pair of int8 runtimes.
+    min_float_agreement : float
+        The same, for each of them beside the float model: what quantisation may change.
+    progress : callable
+        Wraps what is gone through, with a label, to show how far it is.
+
+    Raises
+    ------
+    ExportError
+        No clips, no such runtime, or files that are not ours.
+    """
+    _check(waveforms, runtimes)
+    graphs = read_graphs(bundle)
+    calls = _calls(bundle, graphs, waveforms[0], n_calls)
+    backends = {INTEGERS: _stepper(bundle, INTEGERS, [_Integers(graph) for graph in graphs])}
+    absent, refused = _open(bundle, runtimes, backends)
+    single = [name for name in runtimes if name in ALL_RUNTIMES and name not in absent]
+    layers = {
+        graph.name: layer_parity(graph, feeds, single, keep_refusals=True)
+        for graph, feeds in progress(list(zip(graphs, calls, strict=True)), "layers")
+    }
+    decoded = {}
+    for name in progress(list(backends), "clips"):
+        try:
+            decoded[name] = _listen(bundle, backends[name], waveforms)
+        except BackendError as error:
+            refused.append(f"{name}: {error}")
+    pairs = _pairs(decoded, min_agreement, min_float_agreement)
+    identical = {
+        name: float(np.mean([_same(*both) for both in zip(clips, decoded[INTEGERS], strict=True)]))
+        for name, clips in decoded.items()
+        if name not in (INTEGERS, FLOAT)
+    }
+    exceeded = [*_files_off(bundle, graphs), *refused, *_layers_off(layers), *_pairs_off(pairs)]
+    if identical.get(NATIVE, 1) < 1:
+        exceeded.append(f"native: gives the exact integers on {identical[NATIVE]:.1%} of the clips")
+    return Verification(bundle.manifest.name, layers, pairs, identical, absent, exceeded)
+
+
+def read_graphs(bundle: Bundle) -> list[Graph]:
+    """The exact graphs of a bundle, in the manifest's order, from its .tflite files."""
+    return [
+        read_tflite(
+            bundle.file(f"tflite/{record.name}.tflite"), name=record.name, n_states=record.n_states
+        )
+        for record in bundle.manifest.graphs
+    ]
+
+
+def _check(waveforms: Sequence[Waveform], runtimes: Sequence[str]) -> None:
+    if not len(waveforms):
+        raise ExportError("expected at least one clip to compare on, got none")
+    unknown = [name for name in runtimes if name not in NAMES]
+    if unknown or not runtimes:
+        raise ExportError(f"expected runtimes among {', '.join(NAMES)}, got {unknown or 'none'}")
+
+
+# ------------------------------------------------------------------------------ decoding
+
+
+class _Integers:
+    """The exact integers as a model, which keeps what it is called with if `calls` is a list."""
+
+    def __init__(self, graph: Graph, calls: list[dict[str, Array]] | None = None) -> None:
+        self._graph, self._run, self._calls = graph, Interpreter(graph).run, calls
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Call the graph."""
+        feeds = dict(zip(self._graph.inputs, inputs, strict=True))
+        if self._calls is not None:
+            self._calls.append({name: array.copy() for name, array in feeds.items()})
+        values = self._run(feeds)
+        return [values[name] for name in self._graph.outputs]
+
+
+def _calls(
+    bundle: Bundle, graphs: Sequence[Graph], waveform: Waveform, n: int
+) -> list[list[dict[str, Array]]]:
+    """Inputs of at most n calls of each graph while the exact integers decode a clip."""
+    recorded: list[list[dict[str, Array]]] = [[] for _ in graphs]
+    models = [_Integers(graph, calls) for graph, calls in zip(graphs, recorded, strict=True)]
+    _listen(bundle, _stepper(bundle, INTEGERS, models), [waveform])
+    spread = [np.linspace(0, len(calls) - 1, min(n, len(calls))).round() for calls in recorded]
+    return [[calls[int(k)] for k in at] for calls, at in zip(recorded, spread, strict=True)]
+
+
+def _stepper(
+    bundle: Bundle, name: str, models: Sequence[Model], *, quantised: bool = True
+) -> Backend:
+    """The models of a bundle as a backend."""
+    encoder, imputer = (bundle.manifest.graph(part) for part in ("encoder", "imputer"))
+    pair = models[0], models[1]
+    return Stepper(name, bundle.spec, (encoder, imputer), pair, quantised=quantised)
+
+
+def _speech(bundle: Bundle, backend: Backend) -> Callable[[Waveform], Decoded]:
+    """Transcripts, by the bundle's own schedule."""
+    decoder, tokenizer = StreamingDecoder(bundle, backend=backend), Tokenizer(bundle.spec.tokens)
+
+    def decode(waveform: Waveform) -> Decoded:
+        chunks = decoder.decode(waveform)
+        alignment = np.concatenate([chunk.alignment for chunk in chunks])
+        text = tokenizer.decode(tokenizer.collapse(alignment.tolist()))
+        return Decoded(text, np.concatenate([chunk.log_probs for chunk in chunks]))
+
+    return decode
+
+
+DECODERS: dict[type, Callable[[Bundle, Backend], Callable[[Waveform], Decoded]]] = {
+    ModelSpec: _speech,
+}
+
+
+def _listen(bundle: Bundle, backend: Backend, waveforms: Iterable[Waveform]) -> list[Decoded]:
+    decode = DECODERS[type(bundle.spec)](bundle, backend)
+    return [decode(waveform) for waveform in waveforms]
+
+
+def _open(
+    bundle: Bundle, runtimes: Sequence[str], backends: dict[str, Backend]
+) -> tuple[dict[str, str], list[str]]:
+    """Load a bundle's files; what is absent by runtime, and what was refused."""
+    absent: dict[str, str] = {}
+    refused = []
+    for name in runtimes:
+        why = _absence(bundle, name)
+        if why is not None:
+            absent[name] = why
+            continue
+        try:
+            backends[name] = _backend(bundle, name)
+        except BackendError as error:
+            refused.append(f"{name}: {error}")
+    return absent, refused
+
+
+def _absence(bundle: Bundle, name: str) -> str | None:
+    if name in ALL_RUNTIMES:
+        return ALL_RUNTIMES[name].absence()
+    if name == NATIVE:
+        if not any(file.startswith("native/") for file in bundle.manifest.files):
+            return "the bundle holds no C code"
+        try:
+            find_compiler()
+        except BackendError as error:
+            return str(error)
+    return None
+
+
+def _backend(bundle: Bundle, name: str) -> Backend:
+    if name in (NATIVE, FLOAT):
+        return load_backend(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
+    runtime = ALL_RUNTIMES[name]
+    ending = {"onnx": "int8.onnx", "tflite": "tflite"}[runtime.suffix]
+    files = [
+        bundle.file(f"{runtime.suffix}/{record.name}.{ending}") for record in bundle.manifest.graphs
+    ]
+    return _stepper(bundle, name, [runtime.open(file) for file in files])
+
+
+# ------------------------------------------------------------------------------ what is exceeded
+
+
+def _same(one: Decoded, other: Decoded) -> bool:
+    return one.scores.tobytes() == other.scores.tobytes()
+
+
+def _pairs(
+    decoded: dict[str, list[Decoded]], bound: float, float_bound: float
+) -> list[PairAgreement]:
+    return [
+        PairAgreement(
+            first,
+            second,
+            len(decoded[first]),
+            sum(a.text == b.text for a, b in zip(decoded[first], decoded[second], strict=True)),
+            float_bound if FLOAT in (first, second) else bound,
+        )
+        for first, second in combinations(decoded, 2)
+    ]
+
+
+def _files_off(bundle: Bundle, graphs: Sequence[Graph]) -> list[str]:
+    """Files that do not hold the same arrays; the C code's are seen in what it computes."""
+    found = []
+    for graph in graphs:
+        onnx = bundle.file(f"onnx/{graph.name}.int8.onnx")
+        tflite = bundle.file(f"tflite/{graph.name}.tflite")
+        try:
+            same_arrays(graph, onnx, tflite)
+        except ExportError as error:
+            found.append(str(error))
+    return found
+
+
+def _layers_off(layers: dict[str, list[LayerParity]]) -> list[str]:
+    found = []
+    for graph, rows in layers.items():
+        for row in rows:
+            where, most = f"{row.runtime}: {graph}, {row.op}", tolerance(row.runtime, row.kind)
+            if row.refusal is not None:
+                found.append(f"{where} ({row.kind}): {row.refusal}")
+            elif row.max_lsb > most:
+                found.append(f"{where} ({row.kind}): {row.max_lsb} steps off, at most {most}")
+    return found
+
+
+def _pairs_off(pairs: list[PairAgreement]) -> list[str]:
+    return [
+        f"{pair.first} and {pair.second}: the same text for {pair.same} of {pair.n} clips, "
+        f"expected {pair.bound:.1%}"
+        for pair in pairs
+        if pair.share < pair.bound
+    ]
