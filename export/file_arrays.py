@@ -17,9 +17,10 @@ from onnx import numpy_helper
 from edge_imputer.errors import ExportError, require
 
 from .graph import MOVES, WEIGHT_AXIS, Array, Graph, Op
-from .onnx_emitter import clips_below_zero, value_names
+from .onnx_emitter import clips_below_zero
+from .onnx_names import value_names
 from .op_params import bias_scales
-from .tflite_emitter import OPERATORS
+from .tflite_emitter import builtin_name
 
 Arrays = dict[str, Array]
 
@@ -82,7 +83,7 @@ def expected_arrays(graph: Graph) -> Arrays:
             arrays[f"{name}/scale"] = tensor.weight_scales
             arrays[f"{name}/zero_point"] = np.zeros(len(tensor.weight_scales), np.int8)
     for op in graph.ops:
-        if op.kind in WEIGHT_AXIS and graph.quantised:
+        if op.kind in WEIGHT_AXIS and graph.is_integer(op):
             arrays[f"{op.inputs[2]}/scale"] = bias_scales(graph, op)
     return arrays
 
@@ -179,12 +180,14 @@ class _OnnxFile:
 
     def _node(self, op: Op) -> tuple[onnx.NodeProto, list[str]]:
         """The node that computes an operation, and scale and zero point of what it gives."""
-        after = ("QuantizeLinear", *self.LAYOUT, *(() if op.kind == "relu" else ("Relu",)))
+        after = ("QuantizeLinear", "Cast", *self.LAYOUT, *(() if op.kind == "relu" else ("Relu",)))
         node = self.maker[self.names[op.output]]
         params: list[str] = []
-        while node.op_type in after and node.input[0] not in self.whole:
+        while node.op_type in after:
             if node.op_type == "QuantizeLinear":
                 params = list(node.input[1:])
+            if node.input[0] in self.whole:
+                break
             node = self.maker[node.input[0]]
         return node, params
 
@@ -211,7 +214,12 @@ class _TfliteFile:
     def __init__(self, content: bytes) -> None:
         self.schema = require("ai_edge_litert.schema_py_generated", extra="export")
         types = self.schema.TensorType
-        self.dtypes = {types.INT8: np.int8, types.INT32: np.int32, types.FLOAT32: np.float32}
+        self.dtypes = {
+            types.INT8: np.int8,
+            types.INT16: np.int16,
+            types.INT32: np.int32,
+            types.FLOAT32: np.float32,
+        }
         self.model = self.schema.ModelT.InitFromPackedBuf(content, 0)
         self.subgraph = self.model.subgraphs[0]
         self.constants: set[str] = set()
@@ -227,8 +235,8 @@ class _TfliteFile:
         """Arrays of the operands and of the output of one operation."""
         operator = self.subgraph.operators[k]
         code = self.model.operatorCodes[operator.opcodeIndex].builtinCode
-        if code != getattr(self.schema.BuiltinOperator, OPERATORS[op.kind].name):
-            raise ValueError(f"expected {OPERATORS[op.kind].name}, got operator {code}")
+        if code != getattr(self.schema.BuiltinOperator, builtin_name(op.kind)):
+            raise ValueError(f"expected {builtin_name(op.kind)}, got operator {code}")
         inputs = operator.inputs[::-1] if op.kind == "embedding" else operator.inputs
         operands = zip(op.inputs, inputs, strict=False)  # more are shapes and the like
         for name, number in (*operands, (op.output, operator.outputs[0])):

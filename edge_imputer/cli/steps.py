@@ -15,6 +15,7 @@ from ..specs.presets import EncoderFile, read_encoder
 
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
+    from edge_imputer.export.graph import Graph
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
     from edge_imputer.train.recipe import Recipe
@@ -142,12 +143,14 @@ def export_checkpoint(
     name: str | None = None,
     licence: str = "unstated",
     emitters: Sequence[Emitter] = (),
+    fused: bool = False,
 ) -> Bundle:
     """Quantise on a corpus' train split and write every artefact.
 
     `licence` is that of the model, which the training data decides: only its owner can state it.
     `name` is the folder's if not given.
     `emitters` see the quantised graphs besides the C emitter.
+    With `fused`, the folder ``fused`` holds the whole model as one graph.
     """
     from edge_imputer.export.bundle import REQUIRED_MODULES, export_bundle
 
@@ -199,5 +202,15 @@ def export_checkpoint(
             write_native,
             lambda encoder, imputer, folder: write_training(loaded, folder),
             *emitters,
+            *([_fused_emitter(loaded.spec)] if fused else []),
         ],
     )
+
+
+def _fused_emitter(spec: ModelSpec) -> Emitter:
+    from edge_imputer.export.fused.files import FOLDER, write_fused
+
+    def emit(encoder: Graph, imputer: Graph, folder: Path) -> None:
+        write_fused(folder / FOLDER, encoder, imputer, spec)
+
+    return emit
