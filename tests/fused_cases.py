@@ -7,19 +7,22 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 
 from edge_imputer.backends.litert import LiteRtModel
 from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.backends.stepper import Model, Stepper
+from edge_imputer.export.build import build_graphs
 from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.onnx_emitter import write_onnx
 from edge_imputer.export.reference import Interpreter, zero_feeds
-from edge_imputer.export.simulate import graph_record
+from edge_imputer.export.simulate import calibrate_and_quantise, graph_record, reference_backend
 from edge_imputer.export.tflite_emitter import write_tflite
 from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.specs import ModelSpec
 
 from .chains import micro_model
+from .graphs import modules
 
 RUNTIMES = ("reference", "onnxruntime", "litert", "litert-reference", "micro")
 
@@ -99,3 +102,21 @@ def decode_pipeline(
 def pcm16(waveform: Array) -> Array:
     """Float samples in -1..1 as int16."""
     return np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
+
+
+def talkative(spec: ModelSpec, audio: list[Array]) -> tuple[Graph, Graph]:
+    """The integers of a model with random weights that writes all of its tokens.
+
+    Weights are large, and the output's bias takes out what every frame has in common.
+    """
+    encoder, head = modules(spec)
+    with torch.no_grad():
+        for name, weight in (*encoder.named_parameters(), *head.named_parameters()):
+            if weight.dim() > 1 and "norm" not in name:
+                weight.mul_(2)
+    floats = build_graphs(encoder, head, spec)
+    decoder = StreamingDecoder(Described(spec), backend=reference_backend(*floats, spec))
+    rows = [chunk.log_probs for waveform in audio for chunk in decoder.decode(waveform)]
+    with torch.no_grad():
+        head.output.bias.sub_(torch.from_numpy(np.concatenate(rows).mean(0)))
+    return calibrate_and_quantise(*build_graphs(encoder, head, spec), spec, audio)
