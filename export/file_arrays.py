@@ -21,7 +21,7 @@ from .onnx_emitter import clips_below_zero
 from .onnx_names import value_names
 from .op_params import bias_scales
 from .parts import in_parts
-from .tflite_emitter import OPERATORS, REVERSED, kind_of
+from .tflite_emitter import REVERSED, builtin_name, kind_of
 
 Arrays = dict[str, Array]
 
@@ -84,7 +84,7 @@ def expected_arrays(graph: Graph) -> Arrays:
             arrays[f"{name}/scale"] = tensor.weight_scales
             arrays[f"{name}/zero_point"] = np.zeros(len(tensor.weight_scales), np.int8)
     for op in graph.ops:
-        if op.kind in WEIGHT_AXIS and graph.quantised:
+        if op.kind in WEIGHT_AXIS and graph.is_integer(op):
             arrays[f"{op.inputs[2]}/scale"] = bias_scales(graph, op)
     return arrays
 
@@ -182,12 +182,14 @@ class _OnnxFile:
 
     def _node(self, op: Op) -> tuple[onnx.NodeProto, list[str]]:
         """The node that computes an operation, and scale and zero point of what it gives."""
-        after = ("QuantizeLinear", *self.LAYOUT, *(() if op.kind == "relu" else ("Relu",)))
+        after = ("QuantizeLinear", "Cast", *self.LAYOUT, *(() if op.kind == "relu" else ("Relu",)))
         node = self.maker[self.names[op.output]]
         params: list[str] = []
-        while node.op_type in after and node.input[0] not in self.whole:
+        while node.op_type in after:
             if node.op_type == "QuantizeLinear":
                 params = list(node.input[1:])
+            if node.input[0] in self.whole:
+                break
             node = self.maker[node.input[0]]
         return node, params
 
@@ -214,7 +216,12 @@ class _TfliteFile:
     def __init__(self, content: bytes) -> None:
         self.schema = require("ai_edge_litert.schema_py_generated", extra="export")
         types = self.schema.TensorType
-        self.dtypes = {types.INT8: np.int8, types.INT32: np.int32, types.FLOAT32: np.float32}
+        self.dtypes = {
+            types.INT8: np.int8,
+            types.INT16: np.int16,
+            types.INT32: np.int32,
+            types.FLOAT32: np.float32,
+        }
         self.model = self.schema.ModelT.InitFromPackedBuf(content, 0)
         self.subgraph = self.model.subgraphs[0]
         self.operators: list[tuple[Any, str, int]] = []  # of every operation, and which output
@@ -236,8 +243,8 @@ class _TfliteFile:
         """Arrays of the operands and of the output of one operation."""
         operator, kind, output = self.operators[k]
         code = self.model.operatorCodes[operator.opcodeIndex].builtinCode
-        if code != getattr(self.schema.BuiltinOperator, OPERATORS[kind].name):
-            raise ValueError(f"expected {OPERATORS[kind].name}, got operator {code}")
+        if code != getattr(self.schema.BuiltinOperator, builtin_name(kind)):
+            raise ValueError(f"expected {builtin_name(kind)}, got operator {code}")
         inputs = operator.inputs[::-1] if kind in REVERSED else operator.inputs
         operands = zip(op.inputs, inputs, strict=False)  # more are shapes and the like
         for name, number in (*operands, (op.output, operator.outputs[output])):

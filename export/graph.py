@@ -39,6 +39,8 @@ transpose          x                      perm
 
 concat, slice, pad, reshape, transpose, max_pool, minimum and relu do not requantise: their inputs
 and outputs share one scale.
+
+A *fused* graph holds both forms side by side, and a few operations besides: see `fused`.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str = "float32"  # float32 | int8 | int32
+    dtype: str = "float32"  # float32 | int8 | int32; int16 samples of a fused graph
     data: Array | None = None
     quant: QuantParams | None = None
     weight_scales: npt.NDArray[np.float32] | None = None
@@ -119,7 +121,11 @@ class Graph:
     @property
     def quantised(self) -> bool:
         """Whether activations are int8."""
-        return all(self.tensors[op.output].quant is not None for op in self.ops)
+        return all(self.is_integer(op) for op in self.ops)
+
+    def is_integer(self, op: Op) -> bool:
+        """Whether one operation computes int8; in a fused graph some do."""
+        return self.tensors[op.output].quant is not None
 
     @property
     def state_pairs(self) -> list[tuple[str, str]]:

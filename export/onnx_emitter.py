@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_imputer.errors import ExportError
 
+from .fused.operations import FUSED
 from .graph import Array, Graph, Op
 from .onnx_names import prefix_of, value_names
 from .op_params import bias_scales, quant_of
@@ -30,6 +31,7 @@ TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
     "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
     "int32": TensorProto.INT32,
 }
 
@@ -54,8 +56,8 @@ def write_onnx(graph: Graph, path: str | Path, metadata: Mapping[str, str] | Non
 
 def onnx_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """The ONNX model of a graph, see `write_onnx`."""
-    writer = _QdqWriter(graph) if graph.quantised else _Writer(graph)
-    model = writer.model()
+    quantised = any(graph.is_integer(op) for op in graph.ops)
+    model = (_QdqWriter(graph) if quantised else _Writer(graph)).model()
     if metadata:
         helper.set_model_props(model, dict(sorted(metadata.items())))
     try:
@@ -179,19 +181,29 @@ class _Writer:
 
 
 class _QdqWriter(_Writer):
-    """The int8 form: the same nodes between DequantizeLinear and QuantizeLinear."""
+    """The int8 form: the same nodes between DequantizeLinear and QuantizeLinear.
+
+    What a fused graph has in float32 is written as it is.
+    """
 
     def read(self, name: str, stored: str = "") -> str:
         """Dequantise, once for all who read it."""
+        if self.graph.tensors[name].quant is None:
+            return super().read(name, stored)
         value = stored or self.operand(name)
         return self._real(value, self._params(name), self.part(stored or self.names[name], "f"))
 
     def write(self, real: str, op: Op, stored: str = "") -> None:
         """Quantise."""
-        self.node("QuantizeLinear", [real, *self._params(op.output)], stored or self.output(op))
+        if self.graph.is_integer(op):
+            self.node("QuantizeLinear", [real, *self._params(op.output)], stored or self.output(op))
+        else:
+            super().write(real, op, stored)
 
     def weight(self, op: Op, perm: tuple[int, ...] | None = None) -> list[str]:
         """Dequantised weight and bias; the int8 and int32 arrays are those of the graph."""
+        if not self.graph.is_integer(op):
+            return super().weight(op, perm)
         scales = self.graph.tensors[op.inputs[1]].weight_scales
         if scales is None:
             raise ExportError(
@@ -234,7 +246,7 @@ class _QdqWriter(_Writer):
 
 def clips_below_zero(graph: Graph, op: Op) -> bool:
     """Whether quantising cuts off what is below zero, so that a ReLU has nothing left to do."""
-    return graph.quantised and quant_of(graph, op.output).zero_point == -128
+    return graph.is_integer(op) and quant_of(graph, op.output).zero_point == -128
 
 
 def _same_order(shape: tuple[int, ...], perm: tuple[int, ...]) -> bool:
@@ -248,7 +260,7 @@ def _conv2d(w: _Writer, op: Op) -> None:
 
 
 def _depthwise_conv2d(w: _Writer, op: Op) -> None:
-    attrs = {"group": w.graph.tensors[op.output].shape[3]}
+    attrs = {"group": w.graph.tensors[op.inputs[0]].shape[3]}
     if op.attrs["dilation"] != (1, 1):
         attrs["dilations"] = op.attrs["dilation"]
     _convolution(w, op, (3, 0, 1, 2), **attrs)
@@ -375,6 +387,7 @@ _EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "l2_norm": _elementwise("LpNormalization"),
     "mean": _elementwise("ReduceMean", axes=(-1,)),
     "transpose": _transpose_op,
+    "filter_bank": _depthwise_conv2d,
     "fully_connected": _fully_connected,
     "add": _elementwise("Add"),
     "sub": _elementwise("Sub"),
@@ -387,4 +400,5 @@ _EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "slice": _slice,
     "pad": _pad,
     "reshape": _reshape,
+    **{kind: op.emit for kind, op in FUSED.items() if op.emit is not None},
 }

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edge_imputer.errors import ExportError
 
 from .fixed_point import Int64, multiply_by_quantized_multiplier, requantize
+from .fused.operations import FUSED
 from .graph import WEIGHT_AXIS, Array, Graph, Op
 from .op_params import (
     NORM_BITS,
@@ -45,8 +46,7 @@ class Interpreter:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        prepare = _prepare_int if graph.quantised else _prepare_float
-        self._steps = [(prepare(graph, op), _activations(graph, op), op.output) for op in graph.ops]
+        self._steps = [_step(graph, op) for op in graph.ops]
         self._constants = {
             name: tensor.data for name, tensor in graph.tensors.items() if tensor.data is not None
         }
@@ -101,9 +101,13 @@ def _check_feeds(graph: Graph, feeds: Mapping[str, Array]) -> None:
             )
 
 
-def _activations(graph: Graph, op: Op) -> tuple[str, ...]:
-    """Inputs that a kernel is called with; weights and biases are bound when it is prepared."""
-    return op.inputs[:1] if op.kind in WEIGHT_AXIS else op.inputs
+def _step(graph: Graph, op: Op) -> tuple[Kernel, tuple[str, ...], str]:
+    """Kernel of an operation, the inputs it is called with, its output; weights are bound here."""
+    if op.kind in FUSED:
+        return FUSED[op.kind].kernel(graph, op), op.inputs, op.output
+    prepare = _prepare_int if graph.is_integer(op) else _prepare_float
+    inputs = op.inputs[:1] if op.kind in WEIGHT_AXIS else op.inputs
+    return prepare(graph, op), inputs, op.output
 
 
 # Shared by both forms: operations that only move elements.

@@ -20,6 +20,7 @@ import numpy as np
 from edge_imputer.errors import ExportError
 
 from .flatbuffer import TfliteBuilder
+from .fused.operations import FUSED
 from .graph import WEIGHT_AXIS, Array, Graph, Op, Tensor
 from .op_params import bias_scales
 from .parts import cut, in_parts
@@ -96,7 +97,7 @@ def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> byt
 
 def minimum_runtime(graph: Graph) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    versions = [_version(graph, kind_of(ops))[1] for ops in in_parts(graph)]
+    versions = [_version(kind_of(ops), graph.is_integer(ops[0]))[1] for ops in in_parts(graph)]
     return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
 
 
@@ -105,10 +106,17 @@ def kind_of(ops: tuple[Op, ...]) -> str:
     return SPLIT if len(ops) > 1 else ops[0].kind
 
 
-def _version(graph: Graph, kind: str) -> tuple[int, str]:
+def builtin_name(kind: str) -> str:
+    """What TFLite calls an operation."""
+    return FUSED[kind].builtin if kind in FUSED else OPERATORS[kind].name
+
+
+def _version(kind: str, integer: bool) -> tuple[int, str]:
+    if kind in FUSED:
+        return FUSED[kind].version
     if kind not in OPERATORS:
         raise ExportError(f"expected an operation among {sorted(OPERATORS)}, got {kind!r}")
-    return OPERATORS[kind].int8 if graph.quantised else OPERATORS[kind].float32
+    return OPERATORS[kind].int8 if integer else OPERATORS[kind].float32
 
 
 class _Writer:
@@ -122,11 +130,11 @@ class _Writer:
         self.tensors: list[int] = []
         self.numbers: dict[str, int] = {}  # of tensors, by name
         self.constants: dict[tuple[object, ...], int] = {}
-        self.codes: dict[str, int] = {}
+        self.codes: dict[tuple[str, bool], int] = {}  # by kind, and whether it computes int8
         linear = [op for op in graph.ops if op.kind in WEIGHT_AXIS]
         self.axes = {op.inputs[1]: WEIGHT_AXIS[op.kind] for op in linear}
         self.bias_scales = {
-            op.inputs[2]: bias_scales(graph, op) for op in linear if graph.quantised
+            op.inputs[2]: bias_scales(graph, op) for op in linear if graph.is_integer(op)
         }
         named = {*graph.inputs, *graph.outputs}
         for name in dict.fromkeys([*(op.output for op in graph.ops), *graph.inputs]):
@@ -151,7 +159,7 @@ class _Writer:
         model = file.table(
             "Model",
             version=SCHEMA_VERSION,
-            operatorCodes=file.tables([self._operator_code(kind) for kind in self.codes]),
+            operatorCodes=file.tables([self._operator_code(*code) for code in self.codes]),
             subgraphs=file.tables([subgraph]),
             description=file.text(f"Edge Imputer: {graph.name}"),
             metadata=file.tables([self._metadata(*item) for item in sorted(kept.items())]),
@@ -205,8 +213,8 @@ class _Writer:
         return self.buffers.index(buffer)
 
     def _operator(self, ops: tuple[Op, ...]) -> int:
-        kind = kind_of(ops)
-        _version(self.graph, kind)  # refuses what is unknown
+        kind, integer = kind_of(ops), self.graph.is_integer(ops[0])
+        _version(kind, integer)  # refuses what is unknown
         call = _CALLS[kind](self, ops[0])
         inputs = [self._operand(name) for name in ops[0].inputs]
         for values in call.constants:  # such as a shape
@@ -220,7 +228,7 @@ class _Writer:
             options["builtinOptions"] = self.file.table(call.table, **call.fields)
         return self.file.table(
             "Operator",
-            opcodeIndex=self.codes.setdefault(kind, len(self.codes)),
+            opcodeIndex=self.codes.setdefault((kind, integer), len(self.codes)),
             inputs=self.file.numbers(inputs),
             outputs=self.file.numbers([self.numbers[op.output] for op in ops]),
             **options,
@@ -230,13 +238,13 @@ class _Writer:
         tensor = self.graph.tensors[name]
         return self.numbers[name] if tensor.data is None else self._constant(tensor)
 
-    def _operator_code(self, kind: str) -> int:
-        code = getattr(self.schema.BuiltinOperator, OPERATORS[kind].name)
+    def _operator_code(self, kind: str, integer: bool) -> int:
+        code = getattr(self.schema.BuiltinOperator, builtin_name(kind))
         return self.file.table(
             "OperatorCode",
             deprecatedBuiltinCode=code,  # the same number below 127
             builtinCode=code,
-            version=_version(self.graph, kind)[0],
+            version=_version(kind, integer)[0],
         )
 
     def _signature(self) -> int:
@@ -312,6 +320,10 @@ def _plain(table: str) -> Callable[[_Writer, Op], _Call]:
     return lambda w, op: _Call(table)
 
 
+def _fused(kind: str) -> Callable[[_Writer, Op], _Call]:
+    return lambda w, op: _Call(*FUSED[kind].call(w, op))
+
+
 _CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_conv2d,
@@ -339,4 +351,5 @@ _CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
         "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)
     ),
     "transpose": lambda w, op: _Call("TransposeOptions", {}, (op.attrs["perm"],)),
+    **{kind: _fused(kind) for kind in FUSED},
 }

@@ -5,8 +5,8 @@ integers computed before it, the steps that a runtime is off are held to `parity
 every runtime listens to the same clips, from its own states on: each pair must write down the same
 for nearly all.
 
-A bundle is a list of graphs and a way to decode with them: `DECODERS` has one by the type of the
-bundle's specification, and nothing else here knows what the graphs are for.
+A bundle is a list of graphs and a way to decode with them, see `_decoder`; nothing else here knows
+what the graphs are for.
 """
 
 from __future__ import annotations
@@ -14,18 +14,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.backends import Backend, load_backend
+from edge_imputer.backends import (
+    Backend,
+    KeywordBackend,
+    load_backend,
+    load_keyword_backend,
+)
 from edge_imputer.backends.native_library import find_compiler
-from edge_imputer.backends.stepper import Model, Stepper
+from edge_imputer.backends.stepper import KeywordStepper, Model, Stepper
 from edge_imputer.bundle import Bundle
 from edge_imputer.errors import BackendError, ExportError
+from edge_imputer.keyword_stream import KeywordStream
 from edge_imputer.pipeline import StreamingDecoder
-from edge_imputer.specs import ModelSpec
+from edge_imputer.specs import KeywordModelSpec
 from edge_imputer.tokens import Tokenizer
 
 from .graph import Array, Graph
@@ -38,6 +44,7 @@ INTEGERS, FLOAT, NATIVE = "integers", "onnxruntime-float", "native"
 NAMES = (*ALL_RUNTIMES, NATIVE, FLOAT)
 MIN_AGREEMENT = 0.99
 Waveform = npt.NDArray[np.float32]
+AnyBackend = Backend | KeywordBackend
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
@@ -242,17 +249,25 @@ def _calls(
 
 def _stepper(
     bundle: Bundle, name: str, models: Sequence[Model], *, quantised: bool = True
-) -> Backend:
+) -> AnyBackend:
     """The models of a bundle as a backend."""
-    encoder, imputer = (bundle.manifest.graph(part) for part in ("encoder", "imputer"))
+    spec, record = bundle.spec, bundle.manifest.graph
+    if isinstance(spec, KeywordModelSpec):
+        return KeywordStepper(name, spec, record("keywords"), models[0], quantised=quantised)
     pair = models[0], models[1]
-    return Stepper(name, bundle.spec, (encoder, imputer), pair, quantised=quantised)
+    return Stepper(name, spec, (record("encoder"), record("imputer")), pair, quantised=quantised)
 
 
-def _speech(bundle: Bundle, backend: Backend) -> Callable[[Waveform], Decoded]:
-    """Transcripts, by the bundle's own schedule."""
-    decoder, tokenizer = StreamingDecoder(bundle, backend=backend), Tokenizer(bundle.spec.tokens)
+def _decoder(bundle: Bundle, backend: AnyBackend) -> Callable[[Waveform], Decoded]:
+    """What a bundle is for: transcripts by its own schedule, or the keyword that was said."""
+    spec = bundle.spec
+    if isinstance(spec, KeywordModelSpec):
+        return _keywords(KeywordStream(spec, cast(KeywordBackend, backend)))
+    decoder = StreamingDecoder(bundle, backend=cast(Backend, backend))
+    return _speech(decoder, Tokenizer(spec.tokens))
 
+
+def _speech(decoder: StreamingDecoder, tokenizer: Tokenizer) -> Callable[[Waveform], Decoded]:
     def decode(waveform: Waveform) -> Decoded:
         chunks = decoder.decode(waveform)
         alignment = np.concatenate([chunk.alignment for chunk in chunks])
@@ -262,18 +277,22 @@ def _speech(bundle: Bundle, backend: Backend) -> Callable[[Waveform], Decoded]:
     return decode
 
 
-DECODERS: dict[type, Callable[[Bundle, Backend], Callable[[Waveform], Decoded]]] = {
-    ModelSpec: _speech,
-}
+def _keywords(stream: KeywordStream) -> Callable[[Waveform], Decoded]:
+    def decode(waveform: Waveform) -> Decoded:
+        scores = stream.score(waveform)  # (T, K)
+        best = stream.keywords[int(scores.max(0).argmax())] if len(scores) else ""
+        return Decoded(best, scores)
+
+    return decode
 
 
-def _listen(bundle: Bundle, backend: Backend, waveforms: Iterable[Waveform]) -> list[Decoded]:
-    decode = DECODERS[type(bundle.spec)](bundle, backend)
+def _listen(bundle: Bundle, backend: AnyBackend, waveforms: Iterable[Waveform]) -> list[Decoded]:
+    decode = _decoder(bundle, backend)
     return [decode(waveform) for waveform in waveforms]
 
 
 def _open(
-    bundle: Bundle, runtimes: Sequence[str], backends: dict[str, Backend]
+    bundle: Bundle, runtimes: Sequence[str], backends: dict[str, AnyBackend]
 ) -> tuple[dict[str, str], list[str]]:
     """Load a bundle's files; what is absent by runtime, and what was refused."""
     absent: dict[str, str] = {}
@@ -303,9 +322,10 @@ def _absence(bundle: Bundle, name: str) -> str | None:
     return None
 
 
-def _backend(bundle: Bundle, name: str) -> Backend:
+def _backend(bundle: Bundle, name: str) -> AnyBackend:
     if name in (NATIVE, FLOAT):
-        return load_backend(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
+        load = load_keyword_backend if isinstance(bundle.spec, KeywordModelSpec) else load_backend
+        return load(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
     runtime = ALL_RUNTIMES[name]
     ending = {"onnx": "int8.onnx", "tflite": "tflite"}[runtime.suffix]
     files = [

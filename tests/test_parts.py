@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx
@@ -22,7 +21,6 @@ from edge_imputer.export.tflite_emitter import write_tflite
 from edge_imputer.export.tflite_reader import read_tflite
 
 from .c_layers import compile_graphs, run_graphs
-from .chains import micro_model
 from .graphs import feed, feeds
 from .test_lowering import quantised as small_encoder
 
@@ -88,11 +86,11 @@ def test_parts_in_every_runtime(form: str, runtime: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("form", ["int8", "float"])
-def test_parts_in_tflite_micro(micro: ModuleType, form: str) -> None:
+def test_parts_in_tflite_micro(micro: str, form: str, tmp_path: Path) -> None:
     """Which takes at most `MOST_JOINED` inputs of a concat."""
-    run = micro_model(micro, graph(form))
+    model = load_runtime(graph(form), micro, tmp_path)
     for inputs in feeds(graph(form), np.random.default_rng(1)):
-        check(graph(form), inputs, run(inputs))
+        check(graph(form), inputs, model.run(list(inputs.values())))
 
 
 def test_parts_in_c(tmp_path: Path) -> None:
@@ -137,11 +135,12 @@ def test_a_concat_of_many_is_several() -> None:
     )
 
 
-def test_windowed_crnn_in_tflite_micro(micro: ModuleType) -> None:
+def test_windowed_crnn_in_tflite_micro(micro: str, tmp_path: Path) -> None:
     """Its states are more than a concat takes."""
     _, network, calls = small_encoder("crnn-windowed")
     assert max(len(op.inputs) for op in network.ops if op.kind == "concat") == MOST_JOINED
-    run = micro_model(micro, network)
+    model = load_runtime(network, micro, tmp_path)
     for inputs in calls[:4]:
-        (result,), expected = run(inputs), run_int(network, inputs)[network.outputs[0]]
+        (result,) = model.run(list(inputs.values()))
+        expected = run_int(network, inputs)[network.outputs[0]]
         assert np.abs(result.astype(int) - expected).max() <= 5

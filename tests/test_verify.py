@@ -133,13 +133,13 @@ def test_c_code_of_another_model_is_told(bundle: Bundle, tmp_path: Path) -> None
 def test_pairs_that_write_down_something_else_are_told(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = module.DECODERS[type(bundle.spec)]
+    decode = module._decoder
 
     def deaf(bundle: Bundle, backend: object):
         listen, name = decode(bundle, backend), backend.name
         return lambda x: replace(listen(x), text="?") if name == "litert" else listen(x)
 
-    monkeypatch.setitem(module.DECODERS, type(bundle.spec), deaf)
+    monkeypatch.setattr(module, "_decoder", deaf)
     found = verify(bundle, waveforms(2), runtimes=["litert", "onnxruntime"], min_agreement=0.5)
     assert len(found.exceeded) == 2
     for line, other in zip(

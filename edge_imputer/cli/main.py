@@ -39,8 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(synthesize.app, name="synthesize")
-
-
 app.add_typer(data_app)
 app.add_typer(recipe_app, name="recipe")
 app.command()(evaluate)
@@ -307,6 +305,9 @@ def export(
         typer.Option(help="Corpus whose training split calibrates; the shipped digits if unset."),
     ] = None,
     licence: Annotated[str, typer.Option(help="The model's licence, for its card.")] = "unstated",
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Also the whole model, samples to tokens, as one file.")
+    ] = False,
 ) -> None:
     """Quantise a checkpoint and write every artefact: ONNX float and int8, TFLite int8, C99.
 
@@ -314,7 +315,7 @@ def export(
     """
     from .steps import export_checkpoint, load_corpus
 
-    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence)
+    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence, fused=fused)
     print(bundle.path)
 
 

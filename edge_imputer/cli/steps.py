@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle, Provenance
 from ..errors import CheckpointError, DataError, SpecError, require
-from ..specs import PRESETS, FeatureSpec, preset, speech_spec
+from ..specs import PRESETS, FeatureSpec, ModelSpec, preset, speech_spec
 from ..specs.presets import EncoderFile, read_encoder
 
 if TYPE_CHECKING:
@@ -162,12 +162,14 @@ def export_checkpoint(
     name: str | None = None,
     licence: str = "unstated",
     emitters: Sequence[Emitter] = (),
+    fused: bool = False,
 ) -> Bundle:
     """Quantise on a corpus' train split and write every artefact.
 
     `licence` is that of the model, which the training data decides: only its owner can state it.
     `name` is the folder's if not given.
     `emitters` see the quantised graphs besides the C emitter.
+    With `fused`, the folder ``fused`` holds the whole model as one graph.
     """
     from edge_imputer.export.bundle import (
         REQUIRED_MODULES,
@@ -239,5 +241,19 @@ def export_checkpoint(
         name=name,
         ranges=loaded.ranges,
         licence=licence,
-        emitters=[write_native, with_training, *emitters],
+        emitters=[
+            write_native,
+            with_training,
+            *emitters,
+            *([_fused_emitter(speech_spec(loaded.spec))] if fused else []),
+        ],
     )
+
+
+def _fused_emitter(spec: ModelSpec) -> Emitter:
+    from edge_imputer.export.fused.files import FOLDER, write_fused
+
+    def emit(encoder: Graph, imputer: Graph, folder: Path) -> None:
+        write_fused(folder / FOLDER, encoder, imputer, spec)
+
+    return emit

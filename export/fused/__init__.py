@@ -1,0 +1,4 @@
+"""The fused form: front end, encoder and the whole loop of passes as one graph, one call a chunk.
+
+`compose.fuse` puts it together from a quantised encoder and head; `files.write_fused` writes it.
+"""
