@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 
 from edge_imputer.frontend import Float32
 from edge_imputer.frontends import frontend_of
@@ -16,7 +15,6 @@ from edge_imputer.train.tasks.speech import SpeechTask
 
 from ..build import build_graphs, build_keyword_graph
 from ..calibration import Calibration, Method
-from ..graph import Graph
 from ..ranges import Ranges
 from ..simulate import calibrate
 from .models import QuantisedEncoder, QuantisedHead, QuantisedKeywords, QuantisedSpeech
@@ -70,22 +68,25 @@ def keyword_ranges(
     graph = build_keyword_graph(model)
     calibration = Calibration(graph, method)
     frontend = frontend_of(model.spec.features)
-    for waveform in waveforms:
-        for sequence in _sequences(torch.from_numpy(frontend(waveform)), graph, model.spec):
-            calibration.run_sequence(chunk.numpy() for chunk in sequence)
+    heard = [frontend(waveform) for waveform in waveforms]  # (T, n_mels) each
+    for call in _windows(heard, model.spec) if model.spec.windowed else ():
+        calibration.run({graph.inputs[0]: call})
+    for features in () if model.spec.windowed else heard:
+        n = graph.tensors[graph.inputs[0]].shape[1]
+        padded = np.pad(features, ((0, -len(features) % n), (0, 0)))
+        calibration.run_sequence(
+            np.split(padded[np.newaxis, :, :, np.newaxis], len(padded) // n, 1)
+        )
     return {graph.name: calibration.ranges}
 
 
-def _sequences(
-    features: torch.Tensor, graph: Graph, spec: KeywordModelSpec
-) -> list[list[torch.Tensor]]:
-    """Inputs (1, T, n_mels, 1) of a graph, call by call, of features (T, n_mels) that are padded.
+def _windows(heard: list[Float32], spec: KeywordModelSpec) -> Iterator[Float32]:
+    """Windows (1, T, n_mels, 1) of all features one after another, and of the silence around them.
 
-    Windows are sequences by themselves, and overlap.
+    So every place of a window meets speech, however short the clips are.
     """
-    n = graph.tensors[graph.inputs[0]].shape[1]
-    hop = spec.encoder.hop_frames if isinstance(spec.encoder, WindowedSpec) else n
-    n_calls = max(1, 1 + -(-(len(features) - n) // hop))
-    padded = F.pad(features, (0, 0, 0, (n_calls - 1) * hop + n - len(features)))
-    calls = [padded[k * hop : k * hop + n][None, :, :, None] for k in range(n_calls)]
-    return [[call] for call in calls] if spec.windowed else [calls]
+    assert isinstance(spec.encoder, WindowedSpec)
+    n, hop = spec.encoder.window_frames, spec.encoder.hop_frames
+    stream = np.pad(np.concatenate(heard), ((n - hop, n - hop), (0, 0)))
+    for at in range(0, len(stream) - n + 1, hop):
+        yield stream[np.newaxis, at : at + n, :, np.newaxis]
