@@ -172,7 +172,8 @@ def calibrate_keywords(
         Float.
     spec : KeywordModelSpec
     waveforms : iterable of float32 arrays, (n,)
-        At the model's sample rate. Each is a stream of its own.
+        At the model's sample rate. Each is a stream of its own; but of a model over windows all are
+        one, with a window of silence at its end, so that speech meets every place of a window.
     method : as `Calibration` takes it
 
     Raises
@@ -183,7 +184,11 @@ def calibrate_keywords(
     calibration = Calibration(graph, method)
     stream = KeywordStream(spec, keyword_reference(graph, spec, calibration.run))
     for waveform in waveforms:
-        stream.score(waveform)
+        stream.push(waveform)
+        if not spec.windowed:
+            stream.finish()
+    if spec.windowed:
+        stream.push(np.zeros(spec.input_features * spec.features.hop_length, np.float32))
     return {graph.name: calibration.ranges}
 
 
