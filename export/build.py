@@ -14,6 +14,7 @@ from .lowering import Lowering
 if TYPE_CHECKING:
     from edge_imputer.train.encoders import Encoder
     from edge_imputer.train.imputer import ImputerHead
+    from edge_imputer.train.imputer_stack import ImputerStack
     from edge_imputer.train.keyword_model import KeywordModel
 
 FEATURES, ENCODER_OUT = "features", "encoder_out"
@@ -99,3 +100,35 @@ def build_imputer_graph(head: ImputerHead, d_model: int, *, traced: bool = False
     frames = low.g.input(ENCODER_WINDOW, (head.spec.window, d_model))
     ids = low.g.input(ALIGNMENT, (head.spec.window,), "int32")
     return low.finish([low(head, LOGITS, frames, ids)], head)
+
+
+def build_stack_graphs(stack: ImputerStack) -> tuple[Graph, Graph]:
+    """Float graphs of the Imputer whose alignment goes in before the whole encoder.
+
+    Returns
+    -------
+    encoder : Graph
+        What is computed once a chunk: ``features`` (1, T, n_mels, 1) and the states of the
+        convolutions that subsample -> ``encoder_out`` (chunk_size, d_model), the next states.
+    imputer : Graph
+        One pass: ``encoder_window`` (chunk_size, d_model), ``alignment`` int32 (chunk_size,), then
+        the states of the blocks -> ``logits`` (chunk_size, vocabulary_size), the next states. A
+        stream in K passes keeps K of these states, one a pass; see `ImputerStack`.
+
+    Raises
+    ------
+    SpecError
+        Its attention cannot stream in constant memory.
+    ExportError
+        There is no graph for it.
+    """
+    stem, low = stack.encoder.stem, Lowering("encoder")
+    frames = low(stem, "stem", _features(low, stack.encoder))
+    shape = low.g.shape(frames)
+    encoder = low.finish([low.g.reshape(ENCODER_OUT, frames, shape)], stem)
+    low = Lowering("imputer")
+    window = low.g.input(ENCODER_WINDOW, shape)
+    ids = low.g.input(ALIGNMENT, shape[:1], "int32")
+    logits = low(stack, LOGITS, window, ids)
+    blocks, norm = stack.encoder.blocks, stack.encoder.norm
+    return encoder, low.finish([logits], stack.embedding, blocks, norm, stack.output)

@@ -18,6 +18,7 @@ from edge_imputer.errors import ExportError, require
 
 from .graph import MOVES, WEIGHT_AXIS, Array, Graph, Op
 from .onnx_emitter import clips_below_zero
+from .onnx_functions import inlined
 from .onnx_names import value_names
 from .op_params import bias_scales
 from .parts import in_parts
@@ -104,7 +105,7 @@ def onnx_arrays(path: str | Path, graph: Graph | None = None) -> Arrays:
     ExportError
         If an operation of the graph is not in the file, or reads something else there.
     """
-    model = onnx.load(str(path))
+    model = inlined(onnx.load(str(path)))
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     if graph is None:
         return stored
@@ -207,7 +208,15 @@ class _OnnxFile:
 
     def _params(self, name: str, params: list[str]) -> Found:
         for part, value in zip(("scale", "zero_point"), params, strict=False):
-            yield f"{name}/{part}", self.stored[value]
+            yield f"{name}/{part}", self._constant(value)
+
+    def _constant(self, value: str) -> Array:
+        """What is stored, or the product of what is: a bias's scale is its layer's two."""
+        if value in self.stored or self.maker[value].op_type != "Mul":
+            return self.stored[value]
+        x, y = (self.stored[name] for name in self.maker[value].input)
+        product: Array = x * y
+        return product
 
 
 class _TfliteFile:

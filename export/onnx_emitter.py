@@ -21,9 +21,11 @@ from edge_imputer.errors import ExportError
 
 from .fused.operations import FUSED
 from .graph import Array, Graph, Op
+from .onnx_functions import DOMAIN, folded
+from .onnx_movers import MOVERS, split
 from .onnx_names import prefix_of, value_names
-from .op_params import bias_scales, quant_of
-from .parts import cut, in_parts
+from .op_params import quant_of
+from .parts import in_parts
 
 OPSET = 17  # QuantizeLinear and DequantizeLinear an axis (13); read by onnxruntime >= 1.12
 IR_VERSION = 8
@@ -57,7 +59,7 @@ def write_onnx(graph: Graph, path: str | Path, metadata: Mapping[str, str] | Non
 def onnx_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """The ONNX model of a graph, see `write_onnx`."""
     quantised = any(graph.is_integer(op) for op in graph.ops)
-    model = (_QdqWriter(graph) if quantised else _Writer(graph)).model()
+    model = (QdqWriter(graph) if quantised else Writer(graph)).model()
     if metadata:
         helper.set_model_props(model, dict(sorted(metadata.items())))
     try:
@@ -67,7 +69,7 @@ def onnx_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.
     return model
 
 
-class _Writer:
+class Writer:
     """Appends ONNX nodes and initialisers; the float form of every operation."""
 
     def __init__(self, graph: Graph) -> None:
@@ -84,26 +86,35 @@ class _Writer:
 
     def model(self) -> onnx.ModelProto:
         """The whole model, with the graph's inputs and outputs."""
+        nodes, functions = self.folded()
         graph = helper.make_graph(
-            self.nodes,
+            nodes,
             self.graph.name,
             [self._value_info(name) for name in self.graph.inputs],
             [self._value_info(name) for name in self.graph.outputs],
             list(self.initializers.values()),
         )
+        domains = [helper.make_opsetid("", OPSET)]
+        if functions:
+            domains.append(helper.make_opsetid(DOMAIN, 1))
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            functions=functions,
+            opset_imports=domains,
             ir_version=IR_VERSION,
             producer_name="edge-imputer",
         )
+
+    def folded(self) -> tuple[list[onnx.NodeProto], list[onnx.FunctionProto]]:
+        """Nodes and functions; float operations are hardly more than a node each."""
+        return self.nodes, []
 
     def _emit(self, ops: tuple[Op, ...]) -> None:
         op = ops[0]
         if op.kind not in _EMIT:
             raise ExportError(f"expected an operation among {sorted(_EMIT)}, got {op.kind!r}")
         if len(ops) > 1:
-            _split(self, ops)
+            split(self, ops)
         else:
             _EMIT[op.kind](self, op)
 
@@ -180,18 +191,33 @@ class _Writer:
         return self.initializer(f"{self.prefix}z0", np.zeros((), np.float32))
 
 
-class _QdqWriter(_Writer):
+class QdqWriter(Writer):
     """The int8 form: the same nodes between DequantizeLinear and QuantizeLinear.
 
     What a fused graph has in float32 is written as it is.
+    No operation reads what is within another, so that alike ones can be calls of one function.
     """
 
+    def __init__(self, graph: Graph) -> None:
+        self.groups: list[list[onnx.NodeProto]] = []
+        super().__init__(graph)
+
+    def folded(self) -> tuple[list[onnx.NodeProto], list[onnx.FunctionProto]]:
+        """Nodes and functions."""
+        return folded(self.groups, OPSET)
+
+    def _emit(self, ops: tuple[Op, ...]) -> None:
+        self.made.clear()
+        self.here = self.output(ops[0])
+        begin = len(self.nodes)
+        super()._emit(ops)
+        self.groups.append(self.nodes[begin:])
+
     def read(self, name: str, stored: str = "") -> str:
-        """Dequantise, once for all who read it."""
+        """Dequantise."""
         if self.graph.tensors[name].quant is None:
             return super().read(name, stored)
-        value = stored or self.operand(name)
-        return self._real(value, self._params(name), self.part(stored or self.names[name], "f"))
+        return self._real(stored or self.operand(name), self._params(name), "f")
 
     def write(self, real: str, op: Op, stored: str = "") -> None:
         """Quantise."""
@@ -212,11 +238,12 @@ class _QdqWriter(_Writer):
         weight, bias = super().weight(op, perm)
         n = len(scales)
         zeros = self.initializer(f"{self.prefix}z0x{n}", np.zeros(n, np.int8))
-        bias_scale = self.initializer(self.part(op, "bs"), bias_scales(self.graph, op))
-        weight_params = [self.initializer(self.part(op, "ws"), scales), zeros]
+        weight_scales = self.initializer(self.part(op, "ws"), scales)
+        factors = [self._params(op.inputs[0])[0], weight_scales]
+        bias_scales = self.node("Mul", factors, self.part(op, "bs"))  # exact, as `bias_scales`
         return [
-            self._real(weight, weight_params, self.part(op, "wf"), axis=0),
-            self._real(bias, [bias_scale], self.part(op, "bf"), axis=0),
+            self._real(weight, [weight_scales, zeros], "wf", axis=0),
+            self._real(bias, [bias_scales], "bf", axis=0),
         ]
 
     def clips(self, op: Op) -> bool:
@@ -227,8 +254,9 @@ class _QdqWriter(_Writer):
         """The value that pads."""
         return self._zero_point(quant_of(self.graph, op.output).zero_point)
 
-    def _real(self, stored: str, params: list[str], name: str, **attrs: int) -> str:
+    def _real(self, stored: str, params: list[str], letters: str, **attrs: int) -> str:
         def dequantise() -> str:
+            name = self.part(self.here, f"{letters}{len(self.made) or ''}")
             return self.node("DequantizeLinear", [stored, *params], name, **attrs)
 
         return self.once((stored, *params), dequantise)
@@ -255,18 +283,18 @@ def _same_order(shape: tuple[int, ...], perm: tuple[int, ...]) -> bool:
     return kept == sorted(kept)
 
 
-def _conv2d(w: _Writer, op: Op) -> None:
+def _conv2d(w: Writer, op: Op) -> None:
     _convolution(w, op, TO_NCHW)
 
 
-def _depthwise_conv2d(w: _Writer, op: Op) -> None:
+def _depthwise_conv2d(w: Writer, op: Op) -> None:
     attrs = {"group": w.graph.tensors[op.inputs[0]].shape[3]}
     if op.attrs["dilation"] != (1, 1):
         attrs["dilations"] = op.attrs["dilation"]
     _convolution(w, op, (3, 0, 1, 2), **attrs)
 
 
-def _convolution(w: _Writer, op: Op, perm: tuple[int, ...], **attrs: Any) -> None:
+def _convolution(w: Writer, op: Op, perm: tuple[int, ...], **attrs: Any) -> None:
     """Layouts are changed outside of the QDQ pair, on bytes, so that the pattern stays whole."""
     inputs = [_to_nchw(w, op), *w.weight(op, perm=perm)]
     if op.attrs["stride"] != (1, 1):
@@ -274,12 +302,12 @@ def _convolution(w: _Writer, op: Op, perm: tuple[int, ...], **attrs: Any) -> Non
     _from_nchw(w, op, _relu_of(w, op, w.node("Conv", inputs, w.part(op, "y"), **attrs)))
 
 
-def _max_pool(w: _Writer, op: Op) -> None:
+def _max_pool(w: Writer, op: Op) -> None:
     attrs = {"strides": op.attrs["stride"], "kernel_shape": op.attrs["size"]}
     _from_nchw(w, op, w.node("MaxPool", [_to_nchw(w, op)], w.part(op, "y"), **attrs))
 
 
-def _to_nchw(w: _Writer, op: Op) -> str:
+def _to_nchw(w: Writer, op: Op) -> str:
     """Real values of the first input, channels first."""
     x = op.inputs[0]
     stored = w.part(op, "x")
@@ -287,37 +315,37 @@ def _to_nchw(w: _Writer, op: Op) -> str:
     return w.read(x, stored)
 
 
-def _from_nchw(w: _Writer, op: Op, y: str) -> None:
+def _from_nchw(w: Writer, op: Op, y: str) -> None:
     stored, shape = w.part(op, "n"), w.graph.tensors[op.output].shape
     w.write(y, op, stored)
     _transpose(w, stored, tuple(shape[k] for k in TO_NCHW), TO_NHWC, w.output(op))
 
 
-def _transpose(w: _Writer, x: str, shape: tuple[int, ...], perm: tuple[int, ...], y: str) -> str:
+def _transpose(w: Writer, x: str, shape: tuple[int, ...], perm: tuple[int, ...], y: str) -> str:
     """Change the layout; where no byte moves, by a Reshape, which costs nothing."""
     if _same_order(shape, perm):
         return w.node("Reshape", [x, w.ints([shape[k] for k in perm])], y)
     return w.node("Transpose", [x], y, perm=perm)
 
 
-def _relu_of(w: _Writer, op: Op, y: str) -> str:
+def _relu_of(w: Writer, op: Op, y: str) -> str:
     fused = op.attrs.get("relu") and not w.clips(op)
     return w.node("Relu", [y], w.part(op, "r")) if fused else y
 
 
-def _relu(w: _Writer, op: Op) -> None:
+def _relu(w: Writer, op: Op) -> None:
     if w.clips(op):
         w.node("Identity", [w.operand(op.inputs[0])], w.output(op))
     else:
         _elementwise("Relu")(w, op)
 
 
-def _fully_connected(w: _Writer, op: Op) -> None:
+def _fully_connected(w: Writer, op: Op) -> None:
     inputs = [w.read(op.inputs[0]), *w.weight(op)]
     w.write(_relu_of(w, op, w.node("Gemm", inputs, w.part(op, "y"), transB=1)), op)
 
 
-def _batch_matmul(w: _Writer, op: Op) -> None:
+def _batch_matmul(w: Writer, op: Op) -> None:
     x, y = op.inputs
     stored = ""
     if op.attrs["transposed"]:
@@ -326,58 +354,20 @@ def _batch_matmul(w: _Writer, op: Op) -> None:
     w.write(w.node("MatMul", inputs, w.part(op, "y")), op)
 
 
-def _elementwise(op_type: str, **attrs: Any) -> Callable[[_Writer, Op], None]:
-    def emit(w: _Writer, op: Op) -> None:
+def _elementwise(op_type: str, **attrs: Any) -> Callable[[Writer, Op], None]:
+    def emit(w: Writer, op: Op) -> None:
         inputs = [w.read(name) for name in op.inputs]
         w.write(w.node(op_type, inputs, w.part(op, "y"), **attrs), op)
 
     return emit
 
 
-# Operations that move elements work on int8 as on float32.
-
-
-def _embedding(w: _Writer, op: Op) -> None:
-    ids, table = (w.operand(name) for name in op.inputs)
-    w.node("Gather", [table, ids], w.output(op), axis=0)
-
-
-def _concat(w: _Writer, op: Op) -> None:
-    inputs = [w.operand(name) for name in op.inputs]
-    w.node("Concat", inputs, w.output(op), axis=op.attrs["axis"])
-
-
-def _slice(w: _Writer, op: Op) -> None:
-    """The only nodes with a name: onnxruntime 1.20 makes others' names out of it, fusing them."""
-    begin, size = np.array(op.attrs["begin"]), np.array(op.attrs["size"])
-    cut = np.flatnonzero(size != w.graph.tensors[op.inputs[0]].shape)
-    cut = cut if cut.size else np.array([0])
-    bounds = [w.ints(values) for values in (begin[cut], (begin + size)[cut], cut)]
-    w.node("Slice", [w.operand(op.inputs[0]), *bounds], w.output(op), name=w.output(op))
-
-
-def _split(w: _Writer, ops: tuple[Op, ...]) -> None:
-    """Slices that are all of a tensor (see `parts`)."""
-    axis, _ = cut(w.graph, ops[0])
-    outputs = [w.output(op) for op in ops]
-    w.nodes.append(helper.make_node("Split", [w.operand(ops[0].inputs[0])], outputs, axis=axis))
-
-
-def _pad(w: _Writer, op: Op) -> None:
-    pads = np.array(op.attrs["paddings"]).T.ravel()  # all the befores, then all the afters
-    w.node("Pad", [w.operand(op.inputs[0]), w.ints(pads), w.zero(op)], w.output(op))
-
-
-def _reshape(w: _Writer, op: Op) -> None:
-    w.node("Reshape", [w.operand(op.inputs[0]), w.ints(op.attrs["shape"])], w.output(op))
-
-
-def _transpose_op(w: _Writer, op: Op) -> None:
+def _transpose_op(w: Writer, op: Op) -> None:
     x = op.inputs[0]
     _transpose(w, w.operand(x), w.graph.tensors[x].shape, op.attrs["perm"], w.output(op))
 
 
-_EMIT: dict[str, Callable[[_Writer, Op], None]] = {
+_EMIT: dict[str, Callable[[Writer, Op], None]] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_conv2d,
     "batch_matmul": _batch_matmul,
@@ -388,6 +378,7 @@ _EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "mean": _elementwise("ReduceMean", axes=(-1,)),
     "transpose": _transpose_op,
     "filter_bank": _depthwise_conv2d,
+    **MOVERS,
     "fully_connected": _fully_connected,
     "add": _elementwise("Add"),
     "sub": _elementwise("Sub"),
@@ -395,10 +386,5 @@ _EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "sigmoid": _elementwise("Sigmoid"),
     "tanh": _elementwise("Tanh"),
     "relu": _relu,
-    "embedding": _embedding,
-    "concat": _concat,
-    "slice": _slice,
-    "pad": _pad,
-    "reshape": _reshape,
     **{kind: op.emit for kind, op in FUSED.items() if op.emit is not None},
 }

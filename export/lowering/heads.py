@@ -1,12 +1,14 @@
-"""Heads: one pass of an Imputer over a chunk and what is before it."""
+"""Heads: one pass of an Imputer over a chunk and what is before it, or of a whole stack."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from edge_imputer.train.imputer import ImputerHead, WindowAttention
+from edge_imputer.train.imputer_stack import ImputerStack
+from edge_imputer.train.layers.self_attention import stream_window
 
-from .attention import joined_heads, queries_keys_values
+from .attention import joined_heads, queries_keys_values, visible_keys
 from .context import Lowering, lowers
 from .layers import norm, normalised, silu
 
@@ -69,3 +71,17 @@ def window_attention(low: Lowering, module: WindowAttention, name: str, x: str) 
     rows, gain = normalised(low, module.norms[1], f"{name}.norm1", x)
     up = low(module.up, f"{name}.up", rows, columns=gain)
     return g.binary("add", name, x, low(module.down, f"{name}.down", silu(low, name, up)))
+
+
+@lowers(ImputerStack)
+def imputer_stack(low: Lowering, module: ImputerStack, name: str, frames: str, ids: str) -> str:
+    """(chunk, d_model) and ids (chunk,) -> logits (chunk, vocabulary)."""
+    attention = module.encoder.spec.attention
+    attention.check_streaming()
+    visible = visible_keys(low, attention, stream_window(attention))
+    tokens = low.g.embedding("tokens", ids, low.array(module.embedding.weight))
+    x = low.g.binary("add", "frames", frames, tokens)
+    for k, block in enumerate(module.encoder.blocks, 1):
+        x = low(block, f"block{k}", x, visible=visible)
+    rows, gain = normalised(low, module.encoder.norm, "norm", x)
+    return low(module.output, name, rows, columns=gain)
