@@ -14,9 +14,16 @@ from edge_imputer.audio import read_audio
 from edge_imputer.errors import ExportError
 from edge_imputer.export.builder import GraphBuilder
 from edge_imputer.export.fused.builder import FusedBuilder
-from edge_imputer.export.fused.compose import SCALES
-from edge_imputer.export.fused.features import filters, log_mel, mel_matrix, plan, second
+from edge_imputer.export.fused.features import (
+    filters,
+    log_mel,
+    mel_energy,
+    mel_matrix,
+    plan,
+    second,
+)
 from edge_imputer.export.fused.loop import Loop, commits, exponentials
+from edge_imputer.export.fused.streams import SCALES
 from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.reference import Interpreter
 from edge_imputer.frontend import LogMel, hann_window, mel_filterbank
@@ -45,7 +52,8 @@ def feature_graph(spec: FeatureSpec, n_frames: int, pcm: str = "float32") -> Gra
     x = g.input("samples", (plan(spec).kept + n_frames * spec.hop_length,), pcm)
     if pcm != "float32":
         x = g.cast("float", x, "float32")
-    g.graph.outputs = [log_mel(g, "x", x, spec, SCALES[pcm])]
+    energy = mel_energy(g, "x", x, spec, SCALES[pcm])
+    g.graph.outputs = [log_mel(g, "x", energy, spec)]
     return g.graph
 
 

@@ -14,7 +14,10 @@ import onnx
 import pytest
 
 from edge_imputer.audio import read_audio
+from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.bundle import Bundle
+from edge_imputer.cli import steps
+from edge_imputer.cli.main import main
 from edge_imputer.errors import ExportError, SpecError
 from edge_imputer.export.fused.compose import fuse
 from edge_imputer.export.fused.files import METADATA_KEY, FusedRecord, fuse_bundle, write_fused
@@ -22,9 +25,11 @@ from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.reference import zero_feeds
 from edge_imputer.imputation import schedule as even
 from edge_imputer.specs import ModelSpec
+from edge_imputer.train.trainer import read_corpus, train
 
 from .fused_cases import decode_fused, decode_pipeline, load, pcm16, talkative
 from .graphs import OTHER_MODELS, model_spec, small_model, waveforms
+from .training_cases import tiny_recipe, write_corpus
 
 DIGITS = Path(__file__).parents[1] / "train" / "digits" / "audio"
 MODELS = {
@@ -169,7 +174,9 @@ def changed(graph: Graph, name: str, **changes: Any) -> Graph:
 def test_what_does_not_fit_is_refused() -> None:
     model = small_model()
     spec, encoder, imputer = model.spec, model.encoder, model.imputer
-    with pytest.raises(ExportError, match="expected quantised graphs, got encoder in float"):
+    with pytest.raises(
+        ExportError, match=r"encoder: expected a quantised graph .* quantise it first"
+    ):
         fuse(model.float_encoder, imputer, spec)
     with pytest.raises(ExportError, match=r"samples of int16 or float32, got 'int8'"):
         fuse(encoder, imputer, spec, pcm="int8")  # type: ignore[arg-type]
@@ -180,3 +187,35 @@ def test_what_does_not_fit_is_refused() -> None:
     quant = imputer.tensors["logits"].quant
     with pytest.raises(ExportError, match="quantise them together"):
         fuse(encoder, changed(imputer, "encoder_window", quant=quant), spec)
+
+
+def test_the_command_line_puts_it_into_the_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "N_CALIBRATION", 2)
+    corpus = write_corpus(tmp_path / "tones")
+    recipe = tiny_recipe("digits", "run.updates=1", "run.valid_every=1")
+    data = read_corpus(corpus, recipe.data, 16_000)
+    checkpoint = train(*data, recipe, tmp_path / "run", data_name="tones", progress=False)
+    arguments = ["export", checkpoint, "--data", corpus, "--out", tmp_path / "bundle", "--fused"]
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 0, capsys.readouterr().err
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert {name for name in bundle.manifest.files if name.startswith("fused/")} == {
+        "fused/model.json",
+        "fused/model.onnx",
+        "fused/model.tflite",
+    }
+    record = msgspec.json.decode(bundle.file("fused/model.json").read_bytes(), type=FusedRecord)
+    path = bundle.file("fused/model.onnx")
+    feeds = []
+    for value in onnx.load(str(path)).graph.input:
+        kind = value.type.tensor_type
+        shape = [axis.dim_value for axis in kind.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        feeds.append(np.full(shape, record.zeros.get(value.name, 0), dtype))
+    assert feeds[0].shape == (record.chunk_samples,)
+    tokens = OnnxModel(path).run(feeds)[0]
+    assert tokens.shape == (bundle.spec.head.chunk_size,)
+    assert set(tokens) <= set(range(len(record.tokens)))

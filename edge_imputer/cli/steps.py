@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle, Provenance
 from ..errors import CheckpointError, DataError, SpecError, require
-from ..specs import PRESETS, FeatureSpec, ModelSpec, preset, speech_spec
+from ..specs import (
+    PRESETS,
+    AnyModelSpec,
+    FeatureSpec,
+    KeywordModelSpec,
+    preset,
+    speech_spec,
+)
 from ..specs.presets import EncoderFile, read_encoder
 
 if TYPE_CHECKING:
@@ -215,6 +222,7 @@ def export_checkpoint(
     def with_training(*graphs_and_folder: Any) -> None:
         write_training(loaded, graphs_and_folder[-1])
 
+    fusing = [_fused_emitter(loaded.spec)] if fused else []
     if isinstance(loaded.task, KeywordTask):
         hop_frames = loaded.task.spec.step_features
 
@@ -229,7 +237,7 @@ def export_checkpoint(
             ranges=loaded.ranges,
             name=name,
             licence=licence,
-            emitters=[native, with_training, *emitters],
+            emitters=[native, with_training, *emitters, *fusing],
         )
     return export_bundle(
         out,
@@ -241,19 +249,18 @@ def export_checkpoint(
         name=name,
         ranges=loaded.ranges,
         licence=licence,
-        emitters=[
-            write_native,
-            with_training,
-            *emitters,
-            *([_fused_emitter(speech_spec(loaded.spec))] if fused else []),
-        ],
+        emitters=[write_native, with_training, *emitters, *fusing],
     )
 
 
-def _fused_emitter(spec: ModelSpec) -> Emitter:
-    from edge_imputer.export.fused.files import FOLDER, write_fused
+def _fused_emitter(spec: AnyModelSpec) -> Emitter:
+    from edge_imputer.export.fused.files import FOLDER, write_fused, write_fused_keywords
 
-    def emit(encoder: Graph, imputer: Graph, folder: Path) -> None:
-        write_fused(folder / FOLDER, encoder, imputer, spec)
+    def emit(*graphs_and_folder: Any) -> None:
+        *graphs, folder = graphs_and_folder
+        if isinstance(spec, KeywordModelSpec):
+            write_fused_keywords(folder / FOLDER, graphs[0], spec)
+        else:
+            write_fused(folder / FOLDER, graphs[0], graphs[1], spec)
 
     return emit

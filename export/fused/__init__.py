@@ -1,4 +1,5 @@
 """The fused form: front end, encoder and the whole loop of passes as one graph, one call a chunk.
 
-`compose.fuse` puts it together from a quantised encoder and head; `files.write_fused` writes it.
+`compose.fuse` puts it together from a quantised encoder and head, `keywords.fuse_keywords` from a
+keyword model; `files` writes either.
 """

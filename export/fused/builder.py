@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from edge_imputer.errors import ExportError
 from edge_imputer.quantization import QuantParams
 
 from ..builder import GraphBuilder
@@ -53,6 +56,14 @@ class FusedBuilder(GraphBuilder):
                 self.graph.ops.append(Op(op.kind, inputs, known, op.attrs))
                 self._tensor(replace(graph.tensors[op.output], name=known))
         return [names[key] for key in graph.outputs]
+
+    def shared(self, name: str, data: Array) -> str:
+        """A constant, the same one for all who ask by its name."""
+        return name if name in self.graph.tensors else self.constant(name, data)
+
+    def scalar(self, name: str, value: float) -> str:
+        """A shared constant that broadcasts, float32 (1,)."""
+        return self.shared(name, np.array([value], np.float32))
 
     def filter_bank(self, name: str, x: str, weight: Array, bias: Array, stride: int) -> str:
         """(1, T, 1, C) by weight (1, KT, 1, C * M) -> (1, T', 1, C * M)."""
@@ -117,3 +128,14 @@ class FusedBuilder(GraphBuilder):
     def _typed(self, name: str, dtype: str, quant: QuantParams | None = None) -> str:
         self.graph.tensors[name].dtype, self.graph.tensors[name].quant = dtype, quant
         return name
+
+
+def int8_quant(graph: Graph, name: str) -> QuantParams:
+    """Scale and zero point of a tensor of a graph that is to be fused."""
+    tensor = graph.tensors[name]
+    if not graph.quantised or tensor.quant is None or tensor.dtype != "int8":
+        raise ExportError(
+            f"{graph.name}: expected a quantised graph whose {name} is int8, got {tensor.dtype} in "
+            f"a graph that is {'quantised' if graph.quantised else 'float'}; quantise it first"
+        )
+    return tensor.quant

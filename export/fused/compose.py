@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 from edge_imputer.errors import ExportError
 from edge_imputer.imputation import resolve_schedule
-from edge_imputer.quantization import QuantParams
-from edge_imputer.specs import FeatureSpec, ModelSpec
+from edge_imputer.specs import ModelSpec
 
 from ..graph import Graph
-from .builder import FusedBuilder
-from .features import log_mel, plan
+from .builder import FusedBuilder, int8_quant
 from .loop import Loop, commits
+from .streams import Pcm, Source, States
 
-Pcm = Literal["int16", "float32"]
-SCALES = {"int16": 2.0**-15, "float32": 1.0}
-SAMPLES, TOKENS, LOG_PROBS = "samples", "tokens", "log_probs"
-KEPT_SAMPLES, KEPT_FRAMES, KEPT_ALIGNMENTS = "samples.kept", "frames.kept", "alignments.kept"
-NEXT = ".next"  # after a state's name: what it is in the next call
+TOKENS = "tokens"
+KEPT_FRAMES, KEPT_ALIGNMENTS = "frames.kept", "alignments.kept"
 
 
 def fuse(
@@ -61,106 +56,26 @@ def fuse(
     """
     spec.check()
     _check(encoder, imputer, spec)
-    if pcm not in get_args(Pcm):
-        raise ExportError(f"expected samples of {' or '.join(get_args(Pcm))}, got {pcm!r}")
     g = FusedBuilder("fused")
-    g.input(SAMPLES, (spec.chunk_samples,), pcm)
-    states = _States(g)
-    source = _Source(g, states, spec.features)
-    before = {name: states.add(f"encoder.{name}", encoder, name) for name in _states(encoder)}
-    own = list(before.values())
+    states = States(g)
+    source = Source(g, states, spec.features, spec.chunk_samples, pcm)
     frames = []
+    own = states.of(encoder, "encoder")
     for step in range(spec.head.chunk_size // spec.step_frames):
-        features = _features(g, source, spec, step, _quant(encoder, encoder.inputs[0]))
-        feeds = {encoder.inputs[0]: features, **dict(zip(before, own, strict=True))}
-        out, *own = g.inline(encoder, "encoder", feeds, f"step{step}")
+        name, n = f"step{step}", spec.step_features
+        quant = int8_quant(encoder, encoder.inputs[0])
+        features = source.features(f"{name}.features", step * n, n, spec.encoder.subsampling, quant)
+        feeds = dict(zip(encoder.inputs, (features, *own), strict=True))
+        out, *own = g.inline(encoder, "encoder", feeds, name)
         frames.append(out)
-    for state, after in zip(before.values(), own, strict=True):
-        states.keep(state, after)
+    states.keep_of(encoder, "encoder", own)
+    source.finish()
     window = _window(g, states, g.join("chunk", frames, 0), imputer, spec)
     loop = _decide(g, states, imputer, spec, window, resolve_schedule(spec.head, None, schedule))
-    outputs = [g.cast(TOKENS, loop.tokens, "int32"), loop.log_probs()]
-    return states.finish(outputs)
+    return states.finish([g.cast(TOKENS, loop.tokens, "int32"), loop.log_probs()])
 
 
-class _States:
-    """Inputs that live from call to call, in order, and what they become."""
-
-    def __init__(self, g: FusedBuilder) -> None:
-        self.g = g
-        self.after: dict[str, str] = {}
-
-    def add(self, name: str, graph: Graph, like: str, shape: tuple[int, ...] | None = None) -> str:
-        """A state of a tensor's type and scale, and of its shape if no other is given."""
-        tensor = graph.tensors[like]
-        self.typed(name, shape or tensor.shape, tensor.dtype)
-        self.g.graph.tensors[name].quant = tensor.quant
-        return name
-
-    def typed(self, name: str, shape: tuple[int, ...], dtype: str) -> str:
-        """A state without a scale."""
-        self.after[name] = ""
-        return self.g.input(name, shape, dtype)
-
-    def keep(self, state: str, tensor: str) -> None:
-        """What a state is in the next call."""
-        self.after[state] = tensor
-
-    def finish(self, outputs: list[str]) -> Graph:
-        """The graph, with its outputs; what states become is named after them."""
-        graph = self.g.graph
-        for state, tensor in self.after.items():
-            self.g.rename(tensor, state + NEXT)
-        graph.outputs = outputs + [state + NEXT for state in self.after]
-        graph.n_states = len(self.after)
-        return graph
-
-
-class _Source:
-    """The samples of a chunk and those kept from the last one, as if they were one array."""
-
-    def __init__(self, g: FusedBuilder, states: _States, spec: FeatureSpec) -> None:
-        self.g, self.kept = g, plan(spec).kept
-        self.dtype = g.graph.tensors[SAMPLES].dtype
-        if self.kept:
-            states.typed(KEPT_SAMPLES, (self.kept,), self.dtype)
-            n_samples = g.shape(SAMPLES)[0]
-            states.keep(KEPT_SAMPLES, self.range(KEPT_SAMPLES + NEXT, n_samples, self.kept))
-
-    def range(self, name: str, begin: int, size: int) -> str:
-        """Samples from `begin` on, counted from the first that was kept."""
-        g, parts = self.g, []
-        if begin < self.kept:
-            n_old = min(size, self.kept - begin)
-            parts.append(g.slice(f"{name}.old", KEPT_SAMPLES, 0, begin, n_old))
-            begin, size = self.kept, size - n_old
-        if size:
-            parts.append(g.slice(f"{name}.new", SAMPLES, 0, begin - self.kept, size))
-        return g.join(name, parts, 0)
-
-
-def _features(
-    g: FusedBuilder, source: _Source, spec: ModelSpec, step: int, quant: QuantParams
-) -> str:
-    """Features of one step of the encoder, int8 (1, T, n_mels, 1).
-
-    They are computed for one encoder frame at a time, which keeps the spectra small.
-    """
-    each, hop = spec.encoder.subsampling, spec.features.hop_length
-    parts = []
-    for k in range(spec.step_frames):
-        name = f"features{step}.{k}"
-        begin = (step * spec.step_frames + k) * each * hop
-        samples = source.range(f"{name}.samples", begin, source.kept + each * hop)
-        if source.dtype != "float32":
-            samples = g.cast(f"{name}.float", samples, "float32")
-        rows = log_mel(g, name, samples, spec.features, SCALES[source.dtype])
-        image = g.reshape(f"{name}.image", rows, (1, each, spec.features.n_mels, 1))
-        parts.append(g.quantise(name, image, quant))
-    return g.join(f"features{step}", parts, 1)
-
-
-def _window(g: FusedBuilder, states: _States, chunk: str, imputer: Graph, spec: ModelSpec) -> str:
+def _window(g: FusedBuilder, states: States, chunk: str, imputer: Graph, spec: ModelSpec) -> str:
     """What the head reads: the chunk's encoder frames after those of its left context."""
     left, like = spec.head.left_context, imputer.inputs[0]
     if not left:
@@ -173,7 +88,7 @@ def _window(g: FusedBuilder, states: _States, chunk: str, imputer: Graph, spec: 
 
 def _decide(
     g: FusedBuilder,
-    states: _States,
+    states: States,
     imputer: Graph,
     spec: ModelSpec,
     window: str,
@@ -198,9 +113,6 @@ def _decide(
 
 def _check(encoder: Graph, imputer: Graph, spec: ModelSpec) -> None:
     """Raise unless these are the two graphs of this model."""
-    for graph in (encoder, imputer):
-        if not graph.quantised:
-            raise ExportError(f"expected quantised graphs, got {graph.name} in float; quantise it")
     wanted: dict[str, tuple[int, ...]] = {
         encoder.inputs[0]: (1, spec.step_features, spec.features.n_mels, 1),
         encoder.outputs[0]: (spec.step_frames, spec.encoder.d_model),
@@ -218,20 +130,9 @@ def _check(encoder: Graph, imputer: Graph, spec: ModelSpec) -> None:
                     f"{graph.name}: expected {name} to be {shape}, got {found}; fuse the graphs "
                     "of this specification"
                 )
-    if _quant(encoder, encoder.outputs[0]) != _quant(imputer, imputer.inputs[0]):
+    written, read = int8_quant(encoder, encoder.outputs[0]), int8_quant(imputer, imputer.inputs[0])
+    if written != read:
         raise ExportError(
             "expected a head that reads encoder frames as this encoder writes them, got "
-            f"{_quant(imputer, imputer.inputs[0])} and {_quant(encoder, encoder.outputs[0])}; "
-            "quantise them together"
+            f"{read} and {written}; quantise them together"
         )
-
-
-def _quant(graph: Graph, name: str) -> QuantParams:
-    quant = graph.tensors[name].quant
-    if quant is None or graph.tensors[name].dtype != "int8":
-        raise ExportError(f"{graph.name}: expected {name} to be int8, got no scale of it")
-    return quant
-
-
-def _states(graph: Graph) -> list[str]:
-    return [before for before, _ in graph.state_pairs]

@@ -1,4 +1,4 @@
-"""Log-mel features as operations of a graph, a few frames at once.
+"""Log-mel and PCEN features as operations of a graph, a few frames at once.
 
 A Fourier transform of N points is one of P and one of Q points, N = P Q (Cooley and Tukey 1965).
 With ``n = Q n1 + n2`` and ``k = k1 + P k2``::
@@ -21,12 +21,14 @@ from math import gcd
 import numpy as np
 
 from edge_imputer.frontend import hann_window, mel_filterbank
-from edge_imputer.specs import FeatureSpec
+from edge_imputer.specs import FeatureSpec, MelSpec, PcenSpec
 
 from ..graph import Array
 from .builder import FusedBuilder
 
 MEL_GROUPS = 4  # of neighbouring bands, which read few bins each: most of the matrix is zeros
+
+LEAST_POWER = 1e-30
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Plan:
         return (self.frame_rows - self.hop_rows) * self.row
 
 
-def plan(spec: FeatureSpec) -> Plan:
+def plan(spec: MelSpec) -> Plan:
     """The plan of a specification."""
     row = gcd(spec.hop_length, spec.n_fft)
     return Plan(
@@ -65,7 +67,7 @@ def plan(spec: FeatureSpec) -> Plan:
     )
 
 
-def filters(spec: FeatureSpec, scale: float) -> Array:
+def filters(spec: MelSpec, scale: float) -> Array:
     """The first sum, windowed: float32 (1, frame_rows, 1, row * 2 n_first).
 
     Of each of the Q columns n2, for each k1 a real and an imaginary part.
@@ -79,7 +81,7 @@ def filters(spec: FeatureSpec, scale: float) -> Array:
     return parts.reshape(1, p.frame_rows, 1, -1).astype(np.float32)
 
 
-def second(spec: FeatureSpec) -> Array:
+def second(spec: MelSpec) -> Array:
     """The second sum: float32 (2 Q, 2 Q), from n2 to k2 in `bin_order`, real parts first."""
     p = plan(spec)
     angle = 2 * np.pi * np.outer(_order(p.row), np.arange(p.row)) / p.row  # (k2, n2)
@@ -94,7 +96,7 @@ def _order(n: int) -> Array:
     return order
 
 
-def mel_matrix(spec: FeatureSpec) -> Array:
+def mel_matrix(spec: MelSpec) -> Array:
     """Mel weights as the second sum has the bins: float32 (n_mels, n_first, row)."""
     p = plan(spec)
     k = np.arange(p.n_first)[:, np.newaxis] + spec.n_fft // p.row * _order(p.row)
@@ -104,8 +106,8 @@ def mel_matrix(spec: FeatureSpec) -> Array:
     return weights.reshape(spec.n_mels, *k.shape)
 
 
-def log_mel(g: FusedBuilder, name: str, samples: str, spec: FeatureSpec, scale: float) -> str:
-    """Features of some frames.
+def mel_energy(g: FusedBuilder, name: str, samples: str, spec: MelSpec, scale: float) -> str:
+    """Energies of the mel bands of some frames.
 
     Parameters
     ----------
@@ -114,13 +116,13 @@ def log_mel(g: FusedBuilder, name: str, samples: str, spec: FeatureSpec, scale: 
         What the activations are named after; constants are the same for every call.
     samples : float32, (kept + n * hop_length,)
         The frames' own, after `Plan.kept` earlier ones.
-    spec : FeatureSpec
+    spec : MelSpec
     scale : float
-        What samples are multiplied by to be in -1..1.
+        What samples are multiplied by.
 
     Returns
     -------
-    log_mel : float32, (n, n_mels)
+    energy : float32, (n, n_mels)
     """
     p = plan(spec)
     rows = g.reshape(f"{name}.rows", samples, (1, g.shape(samples)[0] // p.row, 1, p.row))
@@ -139,14 +141,73 @@ def log_mel(g: FusedBuilder, name: str, samples: str, spec: FeatureSpec, scale: 
         half = g.slice(f"{name}.{part}", y, 1, k * p.row, p.row)
         squares.append(g.binary("mul", f"{name}.{part}.square", half, half))
     power = g.binary("add", f"{name}.power", *squares)  # (n * n_first, row)
-    energy = _mel_energy(g, name, power, mel_matrix(spec))
-    floor = _scalar(g, "features.floor", spec.log_floor)
+    return _bands(g, name, power, mel_matrix(spec))
+
+
+def log_mel(g: FusedBuilder, name: str, energy: str, spec: FeatureSpec) -> str:
+    """Log-mel features of energies, float32 (n, n_mels), as `edge_imputer.frontend` has them."""
+    floor = g.scalar("features.floor", spec.log_floor)
     y = g.unary("log", f"{name}.log", g.binary("maximum", f"{name}.floored", energy, floor))
-    y = g.binary("sub", f"{name}.centred", y, _scalar(g, "features.mean", spec.mean))
-    return g.binary("mul", f"{name}.scaled", y, _scalar(g, "features.gain", 1 / spec.std))
+    y = g.binary("sub", f"{name}.centred", y, g.scalar("features.mean", spec.mean))
+    return g.binary("mul", f"{name}.scaled", y, g.scalar("features.gain", 1 / spec.std))
 
 
-def _mel_energy(g: FusedBuilder, name: str, power: str, weights: Array) -> str:
+def pcen(
+    g: FusedBuilder, name: str, energy: str, level: str, begun: str, spec: PcenSpec
+) -> tuple[str, str]:
+    """PCEN features of energies, as `edge_imputer.pcen` has them.
+
+    The running mean is a matrix on the frames of the call, and what is left of the mean before.
+
+    Parameters
+    ----------
+    energy : float32, (n, n_mels)
+        Of samples at the input scale.
+    level : float32, (n_mels, 1)
+        The running mean before the first of these frames; zeros before the first of all.
+    begun : float32, (1,)
+        0 before the first frame of all, which gives the mean its value; then 1.
+
+    Returns
+    -------
+    features : float32, (n, n_mels)
+    level : float32, (n_mels, 1)
+        After the last of these frames.
+    """
+    n = g.shape(energy)[0]
+    age = np.subtract.outer(np.arange(n), np.arange(n))  # of a frame's energy in another's mean
+    weights = np.where(age >= 0, spec.s * (1 - spec.s) ** np.maximum(age, 0), 0).astype(np.float32)
+    fade = ((1 - spec.s) ** np.arange(1, n + 1, dtype=np.float64)).astype(np.float32)[np.newaxis]
+    rows = g.transpose(f"{name}.bands", energy, (1, 0))  # (n_mels, n)
+    first = g.slice(f"{name}.first_energy", rows, 1, 0, 1)
+    new = g.binary("sub", f"{name}.new", g.scalar("features.one", 1), begun)
+    given = g.binary("mul", f"{name}.given", first, new)
+    before = g.binary("add", f"{name}.before", level, given)
+    mean = g.fully_connected(
+        f"{name}.recent", rows, weights, _zeros(n), constants="features.smoother"
+    )
+    faded = g.binary("mul", f"{name}.faded", before, g.shared("features.fade", fade))
+    mean = g.binary("add", f"{name}.level", mean, faded)
+    after = g.slice(f"{name}.level.last", mean, 1, n - 1, 1)
+    y = g.binary("add", f"{name}.above", mean, g.scalar("features.epsilon", spec.epsilon))
+    y = _power(g, f"{name}.inverse", y, "features.alpha", -spec.alpha)
+    y = g.binary("mul", f"{name}.normalised", rows, y)
+    # Without an offset silence is 0, which has no logarithm, but so small a number's root is 0 too.
+    offset = ("add", spec.delta) if spec.delta else ("maximum", LEAST_POWER)
+    y = g.binary(offset[0], f"{name}.offset", y, g.scalar("features.delta", offset[1]))
+    y = _power(g, f"{name}.root", y, "features.r", spec.r)
+    y = g.binary("sub", f"{name}.least", y, g.scalar("features.least", spec.delta**spec.r))
+    return g.transpose(f"{name}.frames", y, (1, 0)), after
+
+
+def _power(g: FusedBuilder, name: str, x: str, constant: str, exponent: float) -> str:
+    """A power of positive numbers."""
+    logarithm = g.unary("log", f"{name}.log", x)
+    scaled = g.binary("mul", f"{name}.scaled", logarithm, g.scalar(constant, exponent))
+    return g.unary("exp", name, scaled)
+
+
+def _bands(g: FusedBuilder, name: str, power: str, weights: Array) -> str:
     """(n * n_first, row) -> (n, n_mels), by groups of bands and the columns that they read."""
     n_first = weights.shape[1]
     n = g.shape(power)[0] // n_first
@@ -163,13 +224,6 @@ def _mel_energy(g: FusedBuilder, name: str, power: str, weights: Array) -> str:
             )
         )
     return g.join(f"{name}.mel", groups, 1)
-
-
-def _scalar(g: FusedBuilder, name: str, value: float) -> str:
-    """A constant that broadcasts, the same one for all who ask."""
-    if name not in g.graph.tensors:
-        g.constant(name, np.array([value], np.float32))
-    return name
 
 
 def _zeros(n: int) -> Array:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from edge_imputer.bundle import Bundle
-from edge_imputer.errors import ExportError
+from edge_imputer.errors import ExportError, SpecError
 from edge_imputer.imputation import resolve_schedule
-from edge_imputer.specs import ModelSpec, speech_spec
+from edge_imputer.specs import FrameSpec, KeywordModelSpec, ModelSpec
 
 from ..file_arrays import same_arrays
 from ..graph import Graph
 from ..onnx_emitter import write_onnx
 from ..tflite_emitter import write_tflite
 from ..tflite_reader import read_tflite
-from .compose import SAMPLES, Pcm, fuse
+from .compose import fuse
+from .keywords import fuse_keywords
+from .streams import SAMPLES, Pcm
 
 FOLDER, STEM = "fused", "model"
 METADATA_KEY = "edge_imputer.fused"  # of both files; its value is the content of the .json file
 
 
-class FusedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a program must know to call a fused model.
+class FusedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a program must know to call any fused model.
 
     Attributes
     ----------
@@ -39,14 +42,8 @@ class FusedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         Samples that the first frame reads before those of the first call. Real zeros are that much
         silence before the utterance; its own first samples, put at the end of ``samples.kept``,
         make the frames those of the Python pipeline.
-    flush_ms : int
-        Silence after an utterance, at least, before it is filled up to whole calls.
     frame_s : float
-        Seconds from one output token to the next.
-    schedule : tuple of int
-        Frames committed a block in each pass.
-    tokens : tuple of str
-        What token ids stand for; id 0 is the blank, which is empty.
+        Seconds from one row of the outputs to the next.
     zeros : mapping from a state to the number that all of it has before the first call
     """
 
@@ -54,11 +51,41 @@ class FusedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     pcm: str
     chunk_samples: int
     lead_samples: int
-    flush_ms: int
     frame_s: float
+    zeros: dict[str, int]
+
+
+class FusedRecord(FusedCall, frozen=True, kw_only=True):
+    """How to call a fused model that writes text.
+
+    Attributes
+    ----------
+    flush_ms : int
+        Silence after an utterance, at least, before it is filled up to whole calls.
+    schedule : tuple of int
+        Frames committed a block in each pass.
+    tokens : tuple of str
+        What token ids stand for; id 0 is the blank, which is empty.
+    """
+
+    flush_ms: int
     schedule: tuple[int, ...]
     tokens: tuple[str, ...]
-    zeros: dict[str, int]
+
+
+class FusedKeywordRecord(FusedCall, frozen=True, kw_only=True):
+    """How to call a fused keyword model.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        What the columns of ``probabilities`` stand for.
+    smoothing_frames : int
+        Rows of which a detector takes the mean.
+    """
+
+    classes: tuple[str, ...]
+    smoothing_frames: int
 
 
 def write_fused(
@@ -84,14 +111,39 @@ def write_fused(
         As `fuse`; or a file does not hold the arrays of the graph.
     """
     graph = fuse(encoder, imputer, spec, schedule=schedule, pcm=pcm)
-    record = _record(graph, spec, resolve_schedule(spec.head, None, schedule))
-    text = msgspec.json.format(msgspec.json.encode(record)).decode()
-    paths = [Path(folder) / f"{STEM}{suffix}" for suffix in (".onnx", ".tflite", ".json")]
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_onnx(graph, paths[0], {METADATA_KEY: text})
-    write_tflite(graph, paths[1], {METADATA_KEY: text})
-    paths[2].write_text(text + "\n", "utf-8")
-    same_arrays(graph, *paths[:2])
+    record = FusedRecord(
+        **_call(graph, spec.features, spec.frame_s),
+        flush_ms=spec.flush_ms,
+        schedule=resolve_schedule(spec.head, None, schedule),
+        tokens=("", *spec.tokens.characters),
+    )
+    _write(Path(folder), graph, record)
+    return record
+
+
+def write_fused_keywords(
+    folder: str | os.PathLike[str], graph: Graph, spec: KeywordModelSpec, *, pcm: Pcm = "int16"
+) -> FusedKeywordRecord:
+    """The same of a keyword model.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is not there.
+    graph, spec, pcm : as `fuse_keywords` takes them
+
+    Raises
+    ------
+    ExportError
+        As `fuse_keywords`; or a file does not hold the arrays of the graph.
+    """
+    fused = fuse_keywords(graph, spec, pcm=pcm)
+    record = FusedKeywordRecord(
+        **_call(fused, spec.features, spec.frame_s),
+        classes=spec.classes,
+        smoothing_frames=spec.smoothing_frames,
+    )
+    _write(Path(folder), fused, record)
     return record
 
 
@@ -101,7 +153,7 @@ def fuse_bundle(
     *,
     schedule: Sequence[int] | None = None,
     pcm: Pcm = "int16",
-) -> FusedRecord:
+) -> FusedRecord | FusedKeywordRecord:
     """Write the fused form of a bundle's model, from the integers in its .tflite files.
 
     Parameters
@@ -121,29 +173,43 @@ def fuse_bundle(
             f"expected a folder outside of the bundle {loaded.path}, got {folder}; "
             "`edge-imputer export --fused` writes a bundle with the fused form in it"
         )
-    spec = speech_spec(loaded.spec)
-    encoder, imputer = (
+    graphs = [
         read_tflite(
-            loaded.file(f"tflite/{name}.tflite"),
-            name=name,
-            n_states=loaded.manifest.graph(name).n_states,
+            loaded.file(f"tflite/{record.name}.tflite"),
+            name=record.name,
+            n_states=record.n_states,
         )
-        for name in ("encoder", "imputer")
-    )
-    return write_fused(folder, encoder, imputer, spec, schedule=schedule, pcm=pcm)
+        for record in loaded.manifest.graphs
+    ]
+    spec = loaded.spec
+    if isinstance(spec, KeywordModelSpec):
+        if schedule is not None:
+            raise SpecError("expected no schedule for a keyword model, which has no head")
+        return write_fused_keywords(folder, graphs[0], spec, pcm=pcm)
+    return write_fused(folder, graphs[0], graphs[1], spec, schedule=schedule, pcm=pcm)
 
 
-def _record(graph: Graph, spec: ModelSpec, schedule: tuple[int, ...]) -> FusedRecord:
-    features = spec.features
+def _call(graph: Graph, features: FrameSpec, frame_s: float) -> dict[str, Any]:
+    """The fields of a `FusedCall`."""
+    samples = graph.tensors[SAMPLES]
     quants = {name: graph.tensors[name].quant for name, _ in graph.state_pairs}
-    return FusedRecord(
-        sample_rate=features.sample_rate,
-        pcm=graph.tensors[SAMPLES].dtype,
-        chunk_samples=spec.chunk_samples,
-        lead_samples=features.frame_length - features.hop_length,
-        flush_ms=spec.flush_ms,
-        frame_s=spec.frame_s,
-        schedule=schedule,
-        tokens=("", *spec.tokens.characters),
-        zeros={name: 0 if quant is None else quant.zero_point for name, quant in quants.items()},
+    return {
+        "sample_rate": features.sample_rate,
+        "pcm": samples.dtype,
+        "chunk_samples": samples.shape[0],
+        "lead_samples": features.frame_length - features.hop_length,
+        "frame_s": frame_s,
+        "zeros": {name: 0 if quant is None else quant.zero_point for name, quant in quants.items()},
+    }
+
+
+def _write(folder: Path, graph: Graph, record: FusedCall) -> None:
+    text = msgspec.json.format(msgspec.json.encode(record)).decode()
+    onnx_path, tflite_path, json_path = (
+        folder / f"{STEM}{suffix}" for suffix in (".onnx", ".tflite", ".json")
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_onnx(graph, onnx_path, {METADATA_KEY: text})
+    write_tflite(graph, tflite_path, {METADATA_KEY: text})
+    json_path.write_text(text + "\n", "utf-8")
+    same_arrays(graph, onnx_path, tflite_path)

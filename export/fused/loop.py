@@ -74,7 +74,7 @@ class Loop:
             quant_of(imputer, imputer.outputs[0]).scale, spec.tokens.vocabulary_size
         )
         self.tokens = self.spare = ""
-        self.open = self.constant("loop.ones", np.ones(spec.head.chunk_size, np.float32))
+        self.open = self.g.shared("loop.ones", np.ones(spec.head.chunk_size, np.float32))
         self.n_done = 0
 
     def run_pass(self, name: str, before: str | None, n_commit: int) -> str | None:
@@ -119,18 +119,14 @@ class Loop:
 
     def scalar(self, name: str, value: float) -> str:
         """A constant that broadcasts."""
-        return self.constant(f"loop.{name}", np.array([value], np.float32))
-
-    def constant(self, name: str, data: Array) -> str:
-        """A constant, the same one for all who ask by its name."""
-        return name if name in self.g.graph.tensors else self.g.constant(name, data)
+        return self.g.scalar(f"loop.{name}", value)
 
     def _alignment(self, name: str) -> str:
         """The partial alignment, int32 (C,): the mask where nothing is committed."""
         g = self.g
         if not self.tokens:
             all_masked = np.full(self.head.chunk_size, self.mask_id, np.int32)
-            return self.constant("loop.masks", all_masked)
+            return self.g.shared("loop.masks", all_masked)
         masks = g.binary("mul", f"{name}.masks", self.open, self.scalar("mask", self.mask_id))
         return g.cast(f"{name}.ids", g.binary("add", f"{name}.filled", self.tokens, masks), "int32")
 
@@ -141,7 +137,7 @@ class Loop:
         gap = g.binary("sub", f"{name}.gap", g.reduce("max", f"{name}.peak", steps), steps)
         ids = g.reshape(f"{name}.gaps", gap, (n_frames * n_tokens,))
         ids = g.cast(f"{name}.entries", ids, "int32")
-        table = self.constant("loop.exponentials", self.table)
+        table = self.g.shared("loop.exponentials", self.table)
         parts = g.lookup(f"{name}.exponentials", ids, table)
         parts = g.reshape(f"{name}.addends", parts, (n_frames, n_tokens, 2))
         parts = g.transpose(f"{name}.rows", parts, (0, 2, 1))
@@ -161,7 +157,7 @@ class Loop:
         if head.order == "left-to-right":
             block = np.zeros(head.block_size, np.float32)
             block[self.n_done : self.n_done + n_commit] = 1
-            return self.constant(f"loop.{name}.commit", np.tile(block, head.chunk_blocks))
+            return self.g.shared(f"loop.{name}.commit", np.tile(block, head.chunk_blocks))
         ahead = self._ahead(name, token, spare)
         rank = g.reduce("sum", f"{name}.rank", ahead)  # (blocks, B, 1)
         rank = g.reshape(f"{name}.ranks", rank, (head.chunk_size,))
@@ -182,7 +178,7 @@ class Loop:
         score = g.binary("maximum", f"{name}.low", wide, low)
         score = g.binary("minimum", f"{name}.surer", score, high)
         earlier = np.tril(np.ones((size, size), np.float32), -1)
-        order = self.constant("loop.earlier", (earlier - earlier.T)[np.newaxis])
+        order = self.g.shared("loop.earlier", (earlier - earlier.T)[np.newaxis])
         score = g.binary("add", f"{name}.score", score, order)
         late = self._late(name, token)
         if late:

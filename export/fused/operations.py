@@ -11,7 +11,7 @@ filter_bank  x, weight,      stride, dilation (1, 1); x (1, T, 1, C), weight (1,
 quantise     x               float32 to the int8 of the output: divided by the scale, rounded
 cast         x               to the output's type, int16, int8 and int32 as they stand
 maximum      x, y            shapes that broadcast; one may be a constant
-log          x               natural
+log, exp     x               natural
 sum, max     x               over the last axis, which stays with length 1
 arg_max      x               over the last axis, which goes; the first of equals; int32
 ===========  ==============  ======================================================================
@@ -146,6 +146,7 @@ FUSED = {
         _always(np.maximum),
     ),
     "log": FusedOp("LOG", (1, "1.14.0"), _options(""), _node("Log"), _always(np.log)),
+    "exp": FusedOp("EXP", (1, "1.7.0"), _options("ExpOptions"), _node("Exp"), _always(np.exp)),
     "sum": FusedOp(
         "SUM", (1, "1.10.0"), _reduce, _sum_node, _always(lambda x: x.sum(-1, keepdims=True))
     ),
