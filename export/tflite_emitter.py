@@ -9,10 +9,10 @@ which is also its line in `dump`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,7 @@ OPERATORS = {
     "transpose": Builtin("TRANSPOSE", (2, "1.14.0"), (1, "1.6.0")),
 }
 SCHEMA_VERSION = 3
+PLACEHOLDER = 127  # old readers' code of an operator that has a greater one
 RUNTIME_KEY = "min_runtime_version"  # metadata that TFLite's own tools read
 
 
@@ -86,23 +87,33 @@ def write_tflite(graph: Graph, path: str | Path, metadata: Mapping[str, str] | N
 
 def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> bytes:
     """The .tflite file of a graph, see `write_tflite`."""
-    return _Writer(graph).finish(metadata or {})
+    return TfliteWriter(graph).finish(metadata or {})
 
 
-def minimum_runtime(graph: Graph) -> str:
+def minimum_runtime(graph: Graph, operators: Mapping[str, Builtin] = OPERATORS) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    versions = [_version(graph, op.kind)[1] for op in graph.ops]
+    versions = [_version(graph, op.kind, operators)[1] for op in graph.ops]
     return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
 
 
-def _version(graph: Graph, kind: str) -> tuple[int, str]:
-    if kind not in OPERATORS:
-        raise ExportError(f"expected an operation among {sorted(OPERATORS)}, got {kind!r}")
-    return OPERATORS[kind].int8 if graph.quantised else OPERATORS[kind].float32
+def _version(graph: Graph, kind: str, operators: Mapping[str, Builtin]) -> tuple[int, str]:
+    if kind not in operators:
+        raise ExportError(f"expected an operation among {sorted(operators)}, got {kind!r}")
+    return operators[kind].int8 if graph.quantised else operators[kind].float32
 
 
-class _Writer:
-    """Numbers tensors, operator codes and buffers while it writes them."""
+class TfliteWriter:
+    """Numbers tensors, operator codes and buffers while it writes them.
+
+    States are inputs and outputs, as they are in the graph; `edge_imputer.export.esphome` has a
+    writer that makes variables of them.
+
+    Attributes
+    ----------
+    builtins : mapping from kind of operation to operator
+    """
+
+    builtins: ClassVar[Mapping[str, Builtin]] = OPERATORS
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -118,37 +129,62 @@ class _Writer:
         self.bias_scales = {
             op.inputs[2]: bias_scales(graph, op) for op in linear if graph.quantised
         }
-        named = {*graph.inputs, *graph.outputs}
+        named = {name for names in self.interface for name in names}
         for name in dict.fromkeys([*(op.output for op in graph.ops), *graph.inputs]):
             self._activation(graph.tensors[name], name if name in named else "")
-        self.operators = [self._operator(op) for op in graph.ops]
+        self.operators = self._operators()
+
+    @property
+    def interface(self) -> tuple[list[str], list[str]]:
+        """Names of the file's inputs and outputs."""
+        return self.graph.inputs, self.graph.outputs
 
     def finish(self, metadata: Mapping[str, str]) -> bytes:
         """Put the model together and serialise it."""
         graph, file = self.graph, self.file
         if RUNTIME_KEY in metadata:
             raise ExportError(f"{graph.name}: the key {RUNTIME_KEY} of the metadata is taken")
-        kept = {RUNTIME_KEY: minimum_runtime(graph).encode().ljust(16, b"\0")}
+        oldest = minimum_runtime(graph, self.builtins)
+        kept = {RUNTIME_KEY: oldest.encode().ljust(16, b"\0")}
         kept |= {key: text.encode() for key, text in metadata.items()}
-        subgraph = file.table(
-            "SubGraph",
-            tensors=file.tables(self.tensors),
-            inputs=file.numbers([self.numbers[name] for name in graph.inputs]),
-            outputs=file.numbers([self.numbers[name] for name in graph.outputs]),
-            operators=file.tables(self.operators),
-            name=file.text(graph.name),
-        )
+        subgraphs = self._subgraphs()
         model = file.table(
             "Model",
             version=SCHEMA_VERSION,
             operatorCodes=file.tables([self._operator_code(kind) for kind in self.codes]),
-            subgraphs=file.tables([subgraph]),
+            subgraphs=file.tables(subgraphs),
             description=file.text(f"Edge Imputer: {graph.name}"),
             metadata=file.tables([self._metadata(*item) for item in sorted(kept.items())]),
             buffers=file.tables(self.buffers),  # after whatever adds one
             signatureDefs=file.tables([self._signature()]),
         )
         return file.finish(model)
+
+    def _subgraphs(self) -> list[int]:
+        """Where the subgraphs are, the one that is called first."""
+        inputs, outputs = ([self.numbers[name] for name in names] for names in self.interface)
+        return [self._subgraph(self.graph.name, self.tensors, inputs, outputs, self.operators)]
+
+    def _subgraph(
+        self,
+        name: str,
+        tensors: list[int],
+        inputs: list[int],
+        outputs: list[int],
+        operators: list[int],
+    ) -> int:
+        return self.file.table(
+            "SubGraph",
+            tensors=self.file.tables(tensors),
+            inputs=self.file.numbers(inputs),
+            outputs=self.file.numbers(outputs),
+            operators=self.file.tables(operators),
+            name=self.file.text(name),
+        )
+
+    def _operators(self) -> list[int]:
+        """Where the operators are, in order."""
+        return [self._operator(op) for op in self.graph.ops]
 
     def _activation(self, tensor: Tensor, name: str) -> None:
         self.numbers[tensor.name] = len(self.tensors)
@@ -195,23 +231,33 @@ class _Writer:
         return self.buffers.index(buffer)
 
     def _operator(self, op: Op) -> int:
-        _version(self.graph, op.kind)  # refuses what is unknown
-        call = _CALLS[op.kind](self, op)
+        _version(self.graph, op.kind, self.builtins)  # refuses what is unknown
+        call = self.call_of(op)
         inputs = [self._operand(name) for name in op.inputs]
         if op.kind == "embedding":
             inputs.reverse()  # TFLite takes the table first
         for values in call.constants:  # such as a shape
             data = np.array(values, np.int32)
             inputs.append(self._constant(Tensor("", data.shape, "int32", data=data)))
+        return self._emit(op.kind, call, inputs, [self.numbers[op.output]])
+
+    def call_of(self, op: Op) -> Call:
+        """What the operator of an operation is given besides its tensors."""
+        return _CALLS[op.kind](self, op)
+
+    def _emit(
+        self, kind: str, call: Call, inputs: Sequence[int] = (), outputs: Sequence[int] = ()
+    ) -> int:
+        """An operator of the tensors of these numbers."""
         options: dict[str, int] = {}
         if call.table:
             options["builtinOptionsType"] = getattr(self.schema.BuiltinOptions, call.table)
             options["builtinOptions"] = self.file.table(call.table, **call.fields)
         return self.file.table(
             "Operator",
-            opcodeIndex=self.codes.setdefault(op.kind, len(self.codes)),
+            opcodeIndex=self.codes.setdefault(kind, len(self.codes)),
             inputs=self.file.numbers(inputs),
-            outputs=self.file.numbers([self.numbers[op.output]]),
+            outputs=self.file.numbers(outputs),
             **options,
         )
 
@@ -220,18 +266,17 @@ class _Writer:
         return self.numbers[name] if tensor.data is None else self._constant(tensor)
 
     def _operator_code(self, kind: str) -> int:
-        code = getattr(self.schema.BuiltinOperator, OPERATORS[kind].name)
+        code = getattr(self.schema.BuiltinOperator, self.builtins[kind].name)
         return self.file.table(
             "OperatorCode",
-            deprecatedBuiltinCode=code,  # the same number below 127
+            deprecatedBuiltinCode=min(code, PLACEHOLDER),
             builtinCode=code,
-            version=_version(self.graph, kind)[0],
+            version=_version(self.graph, kind, self.builtins)[0],
         )
 
     def _signature(self) -> int:
         inputs, outputs = (
-            self.file.tables([self._tensor_map(name) for name in names])
-            for names in (self.graph.inputs, self.graph.outputs)
+            self.file.tables([self._tensor_map(name) for name in names]) for names in self.interface
         )
         key = self.file.text("serving_default")
         return self.file.table("SignatureDef", inputs=inputs, outputs=outputs, signatureKey=key)
@@ -245,7 +290,7 @@ class _Writer:
         return self.file.table("Metadata", name=name, buffer=buffer)
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """What an operator is given besides its tensors: its table of options, and integers."""
 
     table: str
@@ -253,23 +298,23 @@ class _Call(NamedTuple):
     constants: tuple[Iterable[Any], ...] = ()
 
 
-def _activation(w: _Writer, op: Op) -> int:
+def _activation(w: TfliteWriter, op: Op) -> int:
     kinds = w.schema.ActivationFunctionType
     return int(kinds.RELU if op.attrs.get("relu") else kinds.NONE)
 
 
-def _window(w: _Writer, op: Op) -> dict[str, int]:
+def _window(w: TfliteWriter, op: Op) -> dict[str, int]:
     """How a window moves; it never reaches over the edge."""
     stride_h, stride_w = op.attrs["stride"]
     return {"padding": w.schema.Padding.VALID, "strideH": stride_h, "strideW": stride_w}
 
 
-def _conv2d(w: _Writer, op: Op) -> _Call:
+def _conv2d(w: TfliteWriter, op: Op) -> Call:
     fields = {**_window(w, op), "fusedActivationFunction": _activation(w, op)}
-    return _Call("Conv2DOptions", fields)
+    return Call("Conv2DOptions", fields)
 
 
-def _depthwise_conv2d(w: _Writer, op: Op) -> _Call:
+def _depthwise_conv2d(w: TfliteWriter, op: Op) -> Call:
     dilation_h, dilation_w = op.attrs["dilation"]
     fields = {
         **_window(w, op),
@@ -278,31 +323,31 @@ def _depthwise_conv2d(w: _Writer, op: Op) -> _Call:
         "dilationHFactor": dilation_h,
         "dilationWFactor": dilation_w,
     }
-    return _Call("DepthwiseConv2DOptions", fields)
+    return Call("DepthwiseConv2DOptions", fields)
 
 
-def _max_pool(w: _Writer, op: Op) -> _Call:
+def _max_pool(w: TfliteWriter, op: Op) -> Call:
     height, width = op.attrs["size"]
-    return _Call("Pool2DOptions", {**_window(w, op), "filterHeight": height, "filterWidth": width})
+    return Call("Pool2DOptions", {**_window(w, op), "filterHeight": height, "filterWidth": width})
 
 
-def _mean(w: _Writer, op: Op) -> _Call:
+def _mean(w: TfliteWriter, op: Op) -> Call:
     last = len(w.graph.tensors[op.inputs[0]].shape) - 1
-    return _Call("ReducerOptions", {"keepDims": True}, ([last],))
+    return Call("ReducerOptions", {"keepDims": True}, ([last],))
 
 
-def _plain(table: str) -> Callable[[_Writer, Op], _Call]:
+def _plain(table: str) -> Callable[[TfliteWriter, Op], Call]:
     """Options that stay at their defaults."""
-    return lambda w, op: _Call(table)
+    return lambda w, op: Call(table)
 
 
-_CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
+_CALLS: dict[str, Callable[[TfliteWriter, Op], Call]] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_conv2d,
-    "fully_connected": lambda w, op: _Call(
+    "fully_connected": lambda w, op: Call(
         "FullyConnectedOptions", {"fusedActivationFunction": _activation(w, op)}
     ),
-    "batch_matmul": lambda w, op: _Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
+    "batch_matmul": lambda w, op: Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
     "add": _plain("AddOptions"),
     "sub": _plain("SubOptions"),
     "mul": _plain("MulOptions"),
@@ -310,16 +355,16 @@ _CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
     "sigmoid": _plain(""),
     "tanh": _plain(""),
     "relu": _plain(""),
-    "softmax": lambda w, op: _Call("SoftmaxOptions", {"beta": 1.0}),
+    "softmax": lambda w, op: Call("SoftmaxOptions", {"beta": 1.0}),
     "l2_norm": _plain("L2NormOptions"),
     "mean": _mean,
     "max_pool": _max_pool,
-    "embedding": lambda w, op: _Call("GatherOptions", {"axis": 0}),
-    "concat": lambda w, op: _Call("ConcatenationOptions", {"axis": op.attrs["axis"]}),
-    "slice": lambda w, op: _Call("SliceOptions", {}, (op.attrs["begin"], op.attrs["size"])),
-    "pad": lambda w, op: _Call("PadOptions", {}, (op.attrs["paddings"],)),
-    "reshape": lambda w, op: _Call(
+    "embedding": lambda w, op: Call("GatherOptions", {"axis": 0}),
+    "concat": lambda w, op: Call("ConcatenationOptions", {"axis": op.attrs["axis"]}),
+    "slice": lambda w, op: Call("SliceOptions", {}, (op.attrs["begin"], op.attrs["size"])),
+    "pad": lambda w, op: Call("PadOptions", {}, (op.attrs["paddings"],)),
+    "reshape": lambda w, op: Call(
         "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)
     ),
-    "transpose": lambda w, op: _Call("TransposeOptions", {}, (op.attrs["perm"],)),
+    "transpose": lambda w, op: Call("TransposeOptions", {}, (op.attrs["perm"],)),
 }
