@@ -50,7 +50,9 @@ class Layer:
 
 RUNTIME = frozenset({"numpy", "soundfile", "soxr", "msgspec", "typer", "rich"})
 LOWERING = {f"export/lowering/{name}.py" for name in ("context", "layers", "encoders", "heads")}
-CHECKPOINT_READERS = frozenset({"export/build.py", "export/bundle.py"} | LOWERING)
+CHECKPOINT_READERS = frozenset(
+    {"export/build.py", "export/bundle.py", "export/esphome/pack.py"} | LOWERING
+)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
 TABLE = {
@@ -97,6 +99,8 @@ TABLE = {
             "torch": CHECKPOINT_READERS,
             "edge_imputer.train": CHECKPOINT_READERS,
             "onnxruntime": frozenset({"export/ort_emitter.py"}),  # writes its own format
+            # Measures what memory a device needs, which only the interpreter itself knows.
+            "tflite_micro": frozenset({"export/esphome/arena.py"}),
         },
     ),
     "edge_imputer.firmware_bridge": Layer(
