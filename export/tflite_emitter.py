@@ -90,9 +90,12 @@ def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> byt
     return TfliteWriter(graph).finish(metadata or {})
 
 
-def minimum_runtime(graph: Graph, operators: Mapping[str, Builtin] = OPERATORS) -> str:
+def minimum_runtime(graph: Graph) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    versions = [_version(graph, op.kind, operators)[1] for op in graph.ops]
+    return _newest(_version(graph, op.kind, OPERATORS)[1] for op in graph.ops)
+
+
+def _newest(versions: Iterable[str]) -> str:
     return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
 
 
@@ -144,10 +147,10 @@ class TfliteWriter:
         graph, file = self.graph, self.file
         if RUNTIME_KEY in metadata:
             raise ExportError(f"{graph.name}: the key {RUNTIME_KEY} of the metadata is taken")
-        oldest = minimum_runtime(graph, self.builtins)
-        kept = {RUNTIME_KEY: oldest.encode().ljust(16, b"\0")}
-        kept |= {key: text.encode() for key, text in metadata.items()}
         subgraphs = self._subgraphs()
+        runtime = _newest(_version(graph, kind, self.builtins)[1] for kind in self.codes)
+        kept = {RUNTIME_KEY: runtime.encode().ljust(16, b"\0")}
+        kept |= {key: text.encode() for key, text in metadata.items()}
         model = file.table(
             "Model",
             version=SCHEMA_VERSION,

@@ -128,6 +128,8 @@ def test_the_file_has_the_operators_and_the_interface_of_the_firmware() -> None:
     assert [list(main_graph.tensors[k].shape) for k in main_graph.outputs] == [[1, 1]]
     assert len(initial.inputs) == len(initial.outputs) == 0
     assert len(initial.operators) == 2 * small_graph().n_states == 8
+    (runtime,) = (m for m in model.metadata if m.name == b"min_runtime_version")
+    assert bytes(model.buffers[runtime.buffer].data).rstrip(b"\0") == b"2.6.0"
 
 
 def broken(change: str) -> bytes:

@@ -68,7 +68,7 @@ def export(
         "sliding_window_size": sliding_window,
         "author": author,
         "website": website,
-        "trained_languages": None if languages is None else tuple(languages.split(",")),
+        "trained_languages": languages and tuple(part.strip() for part in languages.split(",")),
     }
     given = {name: value for name, value in esphome.items() if value is not None}
     if target is Target.esphome:

@@ -16,7 +16,7 @@ from edge_imputer.quantization import QuantParams
 
 from ..graph import Array, Graph, Op, Tensor
 from ..tflite_emitter import OPERATORS, Builtin, Call, TfliteWriter
-from .contract import MAX_VARIABLES, OUTPUT_SCALE, check_file
+from .contract import OUTPUT_SCALE, check_file
 from .frames import FRAMES
 
 PROBABILITY = "wake_probability"
@@ -36,8 +36,6 @@ def streaming_bytes(graph: Graph) -> bytes:
     """
     if not graph.quantised:
         raise ExportError(f"expected a quantised graph, got {graph.name}, which is float")
-    if graph.n_states > MAX_VARIABLES:
-        raise ExportError(f"expected at most {MAX_VARIABLES} states, got {graph.n_states}")
     data = _StreamingWriter(graph).finish({})
     check_file(data)
     return data
