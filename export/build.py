@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from edge_imputer.errors import ExportError
 from edge_imputer.specs import ModelSpec, WindowedSpec
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 FEATURES, ENCODER_OUT = "features", "encoder_out"
 ENCODER_WINDOW, ALIGNMENT, LOGITS = "encoder_window", "alignment", "logits"
+PROBABILITY = "probability"
 
 
 def build_graphs(
@@ -84,6 +87,29 @@ def build_keyword_graph(model: KeywordModel, *, traced: bool = False) -> Graph:
         return low.finish([low(model.encoder, LOGITS, features)], model)
     frames = low(model.encoder, ENCODER_OUT, features)
     return low.finish([low(model.classifier, LOGITS, frames)], model)
+
+
+def build_wake_word_graph(model: KeywordModel) -> Graph:
+    """One step of a model of one keyword, with the keyword's probability instead of logits.
+
+    Inputs as `build_keyword_graph` has them; output ``probability`` (T', 1), then the next states.
+    A softmax over two classes is the logistic function of their logits' difference, which is folded
+    into the classifier.
+
+    Raises
+    ------
+    ExportError
+        If the model has other classes than one keyword and what is none.
+    """
+    if len(model.spec.classes) != 2 or not isinstance(model.classifier, nn.Linear):
+        raise ExportError(
+            f"expected a streaming model of one keyword, got the classes {model.spec.classes}"
+        )
+    low = Lowering("wake_word")
+    frames = low(model.encoder, ENCODER_OUT, _features(low, model.encoder))
+    weight, bias = (low.array(p) for p in (model.classifier.weight, model.classifier.bias))
+    logit = low.g.fully_connected(LOGITS, frames, weight[1:] - weight[:1], bias[1:] - bias[:1])
+    return low.finish([low.g.unary("sigmoid", PROBABILITY, logit)], model)
 
 
 def _features(low: Lowering, encoder: Encoder) -> str:

@@ -10,10 +10,10 @@ tensor, which are one SPLIT (see `parts`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,7 @@ OPERATORS = {
 }
 REVERSED = frozenset({"embedding", SPLIT})  # TFLite takes the table, or the axis, first
 SCHEMA_VERSION = 3
+PLACEHOLDER = 127  # old readers' code of an operator that has a greater one
 RUNTIME_KEY = "min_runtime_version"  # metadata that TFLite's own tools read
 
 
@@ -92,13 +93,13 @@ def write_tflite(graph: Graph, path: str | Path, metadata: Mapping[str, str] | N
 
 def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> bytes:
     """The .tflite file of a graph, see `write_tflite`."""
-    return _Writer(graph).finish(metadata or {})
+    return TfliteWriter(graph).finish(metadata or {})
 
 
 def minimum_runtime(graph: Graph) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    versions = [_version(kind_of(ops), graph.is_integer(ops[0]))[1] for ops in in_parts(graph)]
-    return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
+    kinds = [(kind_of(ops), graph.is_integer(ops[0])) for ops in in_parts(graph)]
+    return _newest(_version(*kind, OPERATORS)[1] for kind in kinds)
 
 
 def kind_of(ops: tuple[Op, ...]) -> str:
@@ -106,21 +107,35 @@ def kind_of(ops: tuple[Op, ...]) -> str:
     return SPLIT if len(ops) > 1 else ops[0].kind
 
 
-def builtin_name(kind: str) -> str:
+def builtin_name(kind: str, operators: Mapping[str, Builtin] = OPERATORS) -> str:
     """What TFLite calls an operation."""
-    return FUSED[kind].builtin if kind in FUSED else OPERATORS[kind].name
+    return FUSED[kind].builtin if kind in FUSED else operators[kind].name
 
 
-def _version(kind: str, integer: bool) -> tuple[int, str]:
+def _newest(versions: Iterable[str]) -> str:
+    return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
+
+
+def _version(kind: str, integer: bool, operators: Mapping[str, Builtin]) -> tuple[int, str]:
     if kind in FUSED:
         return FUSED[kind].version
-    if kind not in OPERATORS:
-        raise ExportError(f"expected an operation among {sorted(OPERATORS)}, got {kind!r}")
-    return OPERATORS[kind].int8 if integer else OPERATORS[kind].float32
+    if kind not in operators:
+        raise ExportError(f"expected an operation among {sorted(operators)}, got {kind!r}")
+    return operators[kind].int8 if integer else operators[kind].float32
 
 
-class _Writer:
-    """Numbers tensors, operator codes and buffers while it writes them."""
+class TfliteWriter:
+    """Numbers tensors, operator codes and buffers while it writes them.
+
+    States are inputs and outputs, as they are in the graph; `edge_imputer.export.esphome` has a
+    writer that makes variables of them.
+
+    Attributes
+    ----------
+    builtins : mapping from kind of operation to operator
+    """
+
+    builtins: ClassVar[Mapping[str, Builtin]] = OPERATORS
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -136,37 +151,62 @@ class _Writer:
         self.bias_scales = {
             op.inputs[2]: bias_scales(graph, op) for op in linear if graph.is_integer(op)
         }
-        named = {*graph.inputs, *graph.outputs}
+        named = {name for names in self.interface for name in names}
         for name in dict.fromkeys([*(op.output for op in graph.ops), *graph.inputs]):
             self._activation(graph.tensors[name], name if name in named else "")
-        self.operators = [self._operator(ops) for ops in in_parts(graph)]
+        self.operators = self._operators()
+
+    @property
+    def interface(self) -> tuple[list[str], list[str]]:
+        """Names of the file's inputs and outputs."""
+        return self.graph.inputs, self.graph.outputs
 
     def finish(self, metadata: Mapping[str, str]) -> bytes:
         """Put the model together and serialise it."""
         graph, file = self.graph, self.file
         if RUNTIME_KEY in metadata:
             raise ExportError(f"{graph.name}: the key {RUNTIME_KEY} of the metadata is taken")
-        kept = {RUNTIME_KEY: minimum_runtime(graph).encode().ljust(16, b"\0")}
+        subgraphs = self._subgraphs()
+        runtime = _newest(_version(*code, self.builtins)[1] for code in self.codes)
+        kept = {RUNTIME_KEY: runtime.encode().ljust(16, b"\0")}
         kept |= {key: text.encode() for key, text in metadata.items()}
-        subgraph = file.table(
-            "SubGraph",
-            tensors=file.tables(self.tensors),
-            inputs=file.numbers([self.numbers[name] for name in graph.inputs]),
-            outputs=file.numbers([self.numbers[name] for name in graph.outputs]),
-            operators=file.tables(self.operators),
-            name=file.text(graph.name),
-        )
         model = file.table(
             "Model",
             version=SCHEMA_VERSION,
             operatorCodes=file.tables([self._operator_code(*code) for code in self.codes]),
-            subgraphs=file.tables([subgraph]),
+            subgraphs=file.tables(subgraphs),
             description=file.text(f"Edge Imputer: {graph.name}"),
             metadata=file.tables([self._metadata(*item) for item in sorted(kept.items())]),
             buffers=file.tables(self.buffers),  # after whatever adds one
             signatureDefs=file.tables([self._signature()]),
         )
         return file.finish(model)
+
+    def _subgraphs(self) -> list[int]:
+        """Where the subgraphs are, the one that is called first."""
+        inputs, outputs = ([self.numbers[name] for name in names] for names in self.interface)
+        return [self._subgraph(self.graph.name, self.tensors, inputs, outputs, self.operators)]
+
+    def _subgraph(
+        self,
+        name: str,
+        tensors: list[int],
+        inputs: list[int],
+        outputs: list[int],
+        operators: list[int],
+    ) -> int:
+        return self.file.table(
+            "SubGraph",
+            tensors=self.file.tables(tensors),
+            inputs=self.file.numbers(inputs),
+            outputs=self.file.numbers(outputs),
+            operators=self.file.tables(operators),
+            name=self.file.text(name),
+        )
+
+    def _operators(self) -> list[int]:
+        """Where the operators are, in order."""
+        return [self._operator(ops) for ops in in_parts(self.graph)]
 
     def _activation(self, tensor: Tensor, name: str) -> None:
         self.numbers[tensor.name] = len(self.tensors)
@@ -214,14 +254,31 @@ class _Writer:
 
     def _operator(self, ops: tuple[Op, ...]) -> int:
         kind, integer = kind_of(ops), self.graph.is_integer(ops[0])
-        _version(kind, integer)  # refuses what is unknown
-        call = _CALLS[kind](self, ops[0])
+        _version(kind, integer, self.builtins)  # refuses what is unknown
+        call = self.call_of(kind, ops[0])
         inputs = [self._operand(name) for name in ops[0].inputs]
         for values in call.constants:  # such as a shape
             data = np.array(values, np.int32)
             inputs.append(self._constant(Tensor("", data.shape, "int32", data=data)))
         if kind in REVERSED:
             inputs.reverse()
+        outputs = [self.numbers[op.output] for op in ops]
+        return self._emit(kind, call, inputs, outputs, integer=integer)
+
+    def call_of(self, kind: str, first: Op) -> Call:
+        """What an operator is given besides its tensors, by its first operation."""
+        return _CALLS[kind](self, first)
+
+    def _emit(
+        self,
+        kind: str,
+        call: Call,
+        inputs: Sequence[int] = (),
+        outputs: Sequence[int] = (),
+        *,
+        integer: bool = True,
+    ) -> int:
+        """An operator of the tensors of these numbers."""
         options: dict[str, int] = {}
         if call.table:
             options["builtinOptionsType"] = getattr(self.schema.BuiltinOptions, call.table)
@@ -230,7 +287,7 @@ class _Writer:
             "Operator",
             opcodeIndex=self.codes.setdefault((kind, integer), len(self.codes)),
             inputs=self.file.numbers(inputs),
-            outputs=self.file.numbers([self.numbers[op.output] for op in ops]),
+            outputs=self.file.numbers(outputs),
             **options,
         )
 
@@ -239,18 +296,17 @@ class _Writer:
         return self.numbers[name] if tensor.data is None else self._constant(tensor)
 
     def _operator_code(self, kind: str, integer: bool) -> int:
-        code = getattr(self.schema.BuiltinOperator, builtin_name(kind))
+        code = getattr(self.schema.BuiltinOperator, builtin_name(kind, self.builtins))
         return self.file.table(
             "OperatorCode",
-            deprecatedBuiltinCode=code,  # the same number below 127
+            deprecatedBuiltinCode=min(code, PLACEHOLDER),
             builtinCode=code,
-            version=_version(kind, integer)[0],
+            version=_version(kind, integer, self.builtins)[0],
         )
 
     def _signature(self) -> int:
         inputs, outputs = (
-            self.file.tables([self._tensor_map(name) for name in names])
-            for names in (self.graph.inputs, self.graph.outputs)
+            self.file.tables([self._tensor_map(name) for name in names]) for names in self.interface
         )
         key = self.file.text("serving_default")
         return self.file.table("SignatureDef", inputs=inputs, outputs=outputs, signatureKey=key)
@@ -264,7 +320,7 @@ class _Writer:
         return self.file.table("Metadata", name=name, buffer=buffer)
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """What an operator is given besides its tensors: its table of options, and integers."""
 
     table: str
@@ -272,23 +328,23 @@ class _Call(NamedTuple):
     constants: tuple[Iterable[Any] | int, ...] = ()
 
 
-def _activation(w: _Writer, op: Op) -> int:
+def _activation(w: TfliteWriter, op: Op) -> int:
     kinds = w.schema.ActivationFunctionType
     return int(kinds.RELU if op.attrs.get("relu") else kinds.NONE)
 
 
-def _window(w: _Writer, op: Op) -> dict[str, int]:
+def _window(w: TfliteWriter, op: Op) -> dict[str, int]:
     """How a window moves; it never reaches over the edge."""
     stride_h, stride_w = op.attrs["stride"]
     return {"padding": w.schema.Padding.VALID, "strideH": stride_h, "strideW": stride_w}
 
 
-def _conv2d(w: _Writer, op: Op) -> _Call:
+def _conv2d(w: TfliteWriter, op: Op) -> Call:
     fields = {**_window(w, op), "fusedActivationFunction": _activation(w, op)}
-    return _Call("Conv2DOptions", fields)
+    return Call("Conv2DOptions", fields)
 
 
-def _depthwise_conv2d(w: _Writer, op: Op) -> _Call:
+def _depthwise_conv2d(w: TfliteWriter, op: Op) -> Call:
     dilation_h, dilation_w = op.attrs["dilation"]
     fields = {
         **_window(w, op),
@@ -297,40 +353,40 @@ def _depthwise_conv2d(w: _Writer, op: Op) -> _Call:
         "dilationHFactor": dilation_h,
         "dilationWFactor": dilation_w,
     }
-    return _Call("DepthwiseConv2DOptions", fields)
+    return Call("DepthwiseConv2DOptions", fields)
 
 
-def _max_pool(w: _Writer, op: Op) -> _Call:
+def _max_pool(w: TfliteWriter, op: Op) -> Call:
     height, width = op.attrs["size"]
-    return _Call("Pool2DOptions", {**_window(w, op), "filterHeight": height, "filterWidth": width})
+    return Call("Pool2DOptions", {**_window(w, op), "filterHeight": height, "filterWidth": width})
 
 
-def _mean(w: _Writer, op: Op) -> _Call:
+def _mean(w: TfliteWriter, op: Op) -> Call:
     last = len(w.graph.tensors[op.inputs[0]].shape) - 1
-    return _Call("ReducerOptions", {"keepDims": True}, ([last],))
+    return Call("ReducerOptions", {"keepDims": True}, ([last],))
 
 
-def _split(w: _Writer, first: Op) -> _Call:
+def _split(w: TfliteWriter, first: Op) -> Call:
     axis, n_parts = cut(w.graph, first)
-    return _Call("SplitOptions", {"numSplits": n_parts}, (axis,))
+    return Call("SplitOptions", {"numSplits": n_parts}, (axis,))
 
 
-def _plain(table: str) -> Callable[[_Writer, Op], _Call]:
+def _plain(table: str) -> Callable[[TfliteWriter, Op], Call]:
     """Options that stay at their defaults."""
-    return lambda w, op: _Call(table)
+    return lambda w, op: Call(table)
 
 
-def _fused(kind: str) -> Callable[[_Writer, Op], _Call]:
-    return lambda w, op: _Call(*FUSED[kind].call(w, op))
+def _fused(kind: str) -> Callable[[TfliteWriter, Op], Call]:
+    return lambda w, op: Call(*FUSED[kind].call(w, op))
 
 
-_CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
+_CALLS: dict[str, Callable[[TfliteWriter, Op], Call]] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_conv2d,
-    "fully_connected": lambda w, op: _Call(
+    "fully_connected": lambda w, op: Call(
         "FullyConnectedOptions", {"fusedActivationFunction": _activation(w, op)}
     ),
-    "batch_matmul": lambda w, op: _Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
+    "batch_matmul": lambda w, op: Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
     "add": _plain("AddOptions"),
     "sub": _plain("SubOptions"),
     "mul": _plain("MulOptions"),
@@ -338,18 +394,18 @@ _CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
     "sigmoid": _plain(""),
     "tanh": _plain(""),
     "relu": _plain(""),
-    "softmax": lambda w, op: _Call("SoftmaxOptions", {"beta": 1.0}),
+    "softmax": lambda w, op: Call("SoftmaxOptions", {"beta": 1.0}),
     "l2_norm": _plain("L2NormOptions"),
     "mean": _mean,
     "max_pool": _max_pool,
-    "embedding": lambda w, op: _Call("GatherOptions", {"axis": 0}),
-    "concat": lambda w, op: _Call("ConcatenationOptions", {"axis": op.attrs["axis"]}),
-    "slice": lambda w, op: _Call("SliceOptions", {}, (op.attrs["begin"], op.attrs["size"])),
+    "embedding": lambda w, op: Call("GatherOptions", {"axis": 0}),
+    "concat": lambda w, op: Call("ConcatenationOptions", {"axis": op.attrs["axis"]}),
+    "slice": lambda w, op: Call("SliceOptions", {}, (op.attrs["begin"], op.attrs["size"])),
     SPLIT: _split,
-    "pad": lambda w, op: _Call("PadOptions", {}, (op.attrs["paddings"],)),
-    "reshape": lambda w, op: _Call(
+    "pad": lambda w, op: Call("PadOptions", {}, (op.attrs["paddings"],)),
+    "reshape": lambda w, op: Call(
         "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)
     ),
-    "transpose": lambda w, op: _Call("TransposeOptions", {}, (op.attrs["perm"],)),
+    "transpose": lambda w, op: Call("TransposeOptions", {}, (op.attrs["perm"],)),
     **{kind: _fused(kind) for kind in FUSED},
 }

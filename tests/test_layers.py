@@ -53,7 +53,8 @@ _LOWERING = ("context", "traced", "layers", "attention", "encoders", "heads")
 LOWERING = {f"export/lowering/{name}.py" for name in _LOWERING}
 # Training in the exported integers: the graph in torch, in place of a task's modules.
 QAT = {f"export/qat/{name}.py" for name in ("exact", "kernels", "executor", "models", "quantiser")}
-CHECKPOINT_READERS = frozenset({"export/build.py", "export/bundle.py"} | LOWERING | QAT)
+BUNDLES = {"export/build.py", "export/bundle.py", "export/esphome/pack.py"}
+CHECKPOINT_READERS = frozenset(BUNDLES | LOWERING | QAT)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
 TABLE = {
@@ -100,7 +101,7 @@ TABLE = {
             "torch": CHECKPOINT_READERS,
             "edge_imputer.train": CHECKPOINT_READERS,
             "onnxruntime": frozenset({"export/ort_emitter.py"}),  # writes its own format
-            "tflite_micro": frozenset({"export/micro_model.py"}),
+            "tflite_micro": frozenset({"export/micro_model.py", "export/esphome/arena.py"}),
             # Run as a script in an environment of its own.
             "tflite_runtime": frozenset({"export/tflite_runtime_server.py"}),
         },

@@ -45,6 +45,12 @@ SIZES: dict[str, tuple[str, ...]] = {
         "batches.size=6",
         "augment.babble=0",
     ),
+    "wake-word-esphome": (
+        "encoder.channels=4",
+        "encoder.stacks=[[1], [2]]",
+        "task.keywords=['ab']",
+        "batches.size=6",
+    ),
     **dict.fromkeys(
         ("words-35", "words-35-hard"),
         (

@@ -18,6 +18,7 @@ from ..errors import AudioError, EdgeImputerError, SpecError
 from . import synthesize
 from .data import app as data_app
 from .evaluate import evaluate
+from .export import export
 from .improve import improve, mine
 from .training import recipe_app
 from .verify import verify
@@ -45,6 +46,7 @@ app.command()(evaluate)
 app.command()(mine)
 app.command()(improve)
 app.command()(verify)
+app.command()(export)
 
 
 class BackendName(str, Enum):
@@ -294,29 +296,6 @@ def train(
         devices=devices,
         resume=resume,
     )
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by `train`.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("build/bundle"),
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Corpus whose training split calibrates; the shipped digits if unset."),
-    ] = None,
-    licence: Annotated[str, typer.Option(help="The model's licence, for its card.")] = "unstated",
-    fused: Annotated[
-        bool, typer.Option("--fused", help="Also the whole model, samples to tokens, as one file.")
-    ] = False,
-) -> None:
-    """Quantise a checkpoint and write every artefact: ONNX float and int8, TFLite int8, C99.
-
-    Example: `edge-imputer export build/train/last.ckpt --out build/bundle`
-    """
-    from .steps import export_checkpoint, load_corpus
-
-    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence, fused=fused)
-    print(bundle.path)
 
 
 @app.command()

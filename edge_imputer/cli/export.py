@@ -1,0 +1,105 @@
+"""The command `export`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import SpecError
+
+
+class Target(str, Enum):
+    """What a checkpoint can become."""
+
+    bundle = "bundle"
+    esphome = "esphome"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by `train`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; build/bundle, or build/esphome, if unset."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Corpus whose training split calibrates; the shipped digits if unset."),
+    ] = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Also the whole model, samples to tokens, as one file.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option(help="The model's licence, for a bundle's card.")
+    ] = None,
+    target: Annotated[
+        Target, typer.Option(help="A bundle, or a wake word for ESPHome's devices.")
+    ] = Target.bundle,
+    wake_word: Annotated[
+        str | None, typer.Option(help="ESPHome: its name on the screen; the keyword if unset.")
+    ] = None,
+    cutoff: Annotated[
+        float | None, typer.Option(help="ESPHome: mean probability to detect at; 0.9 if unset.")
+    ] = None,
+    sliding_window: Annotated[
+        int | None,
+        typer.Option(help="ESPHome: probabilities to average; the model's smoothing if unset."),
+    ] = None,
+    author: Annotated[str | None, typer.Option(help="ESPHome: whose model it is.")] = None,
+    website: Annotated[str | None, typer.Option(help="ESPHome: where to find it.")] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="ESPHome: trained languages, such as en,nl.")
+    ] = None,
+) -> None:
+    """Quantise a checkpoint and write what runs on a device; the last line printed is its path.
+
+    A bundle has every artefact: ONNX float and int8, TFLite int8, C99. For ESPHome's
+    micro_wake_word it is a streaming .tflite and its manifest, of a model that the recipe
+    `wake-word-esphome` trains.
+
+    Examples:
+
+    `edge-imputer export build/train/last.ckpt --out build/bundle`
+
+    `edge-imputer export build/wake/best.ckpt --target esphome --data corpora/lamp --author Ann`
+    """
+    esphome = {
+        "wake_word": wake_word,
+        "probability_cutoff": cutoff,
+        "sliding_window_size": sliding_window,
+        "author": author,
+        "website": website,
+        "trained_languages": languages and tuple(part.strip() for part in languages.split(",")),
+    }
+    given = {name: value for name, value in esphome.items() if value is not None}
+    if target is Target.esphome:
+        if licence is not None:
+            raise SpecError(
+                "expected no --licence with --target esphome, whose manifest has no place for it, "
+                f"got {licence!r}; state it where the files are published"
+            )
+        if fused:
+            raise SpecError("expected no --fused with --target esphome, whose model reads features")
+        from .esphome import export_esphome
+        from .steps import load_corpus
+
+        corpus = load_corpus(data)
+        print(export_esphome(checkpoint, corpus, out or Path("build/esphome"), **given))
+        return
+    if given:
+        raise SpecError(
+            f"expected options of a bundle, got {', '.join(sorted(given))}, which are for ESPHome; "
+            "add --target esphome, or leave them out"
+        )
+    from .steps import export_checkpoint, load_corpus
+
+    bundle = export_checkpoint(
+        checkpoint,
+        load_corpus(data),
+        out or Path("build/bundle"),
+        licence=licence or "unstated",
+        fused=fused,
+    )
+    print(bundle.path)
