@@ -34,12 +34,21 @@ from edge_imputer.keyword_stream import KeywordStream
 from edge_imputer.recognizer import Recognizer
 from edge_imputer.specs import AnyFeatureSpec, AttentionSpec, ConformerSpec, KeywordModelSpec
 from edge_imputer.spotter import KeywordSpotter
+from edge_imputer.train.data import write_manifest as write_manifest_of
 from edge_imputer.train.evaluation.systems import open_keyword_model
 from edge_imputer.train.keyword_model import KeywordModel, TorchKeywordSystem
 from edge_imputer.train.trainer.initial import read_initial
 
 from .fakes import noise, write_bundle
-from .improving_cases import KEYWORD, sound, train_spotter, write_clip, write_corpus
+from .improving_cases import (
+    CONFUSING,
+    KEYWORD,
+    row,
+    sound,
+    train_spotter,
+    write_clip,
+    write_corpus,
+)
 from .keyword_cases import ENCODERS, MEL, MICRO, PCEN, model
 from .test_export_bundle import PROVENANCE
 
@@ -421,3 +430,39 @@ def test_commands_that_do_not_fit_say_so(
         main([command, str(trained / "bundle"), str(trained / "corpus/train-up-0.wav"), *options])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_it_is_evaluated_with_its_integers(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(trained / "bundle", tmp_path / "bundle"))
+    negatives = tmp_path / "negatives"
+    write_clip(negatives / "noise.wav", noise(10 * RATE))
+    write_manifest_of(negatives, [row("noise.wav", 10.0, label="_unknown_", split="valid")])
+    options = ["--split", "valid", "--threshold", "0.05", "--backend", "litert", "--write"]
+    data = ["--task", "keywords", "--data", trained / "corpus", "--negatives", negatives]
+    main_(["evaluate", bundle, *data, *options, "--json", "--out", tmp_path / "out"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["run"]["settings"]["runtime"] == "litert"
+    assert report["misses"][0]["frr"]["n"] == 6
+    point = Bundle.load(bundle).manifest.operating_point
+    assert point is not None
+    assert point.thresholds == {KEYWORD: 0.05}
+    assert KeywordSpotter(bundle).thresholds == point.thresholds
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(bundle), "--data", str(trained / "corpus"), "--split", "valid"])
+    assert "only knows the keywords up" in capsys.readouterr().err
+
+
+def test_it_is_improved_and_exported_again(trained: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    for take in range(8):
+        write_clip(tmp_path / "fires" / f"{take}.wav", sound(CONFUSING, rng))
+    old, out = trained / "bundle", tmp_path / "out"
+    clips = ["--false-fires", tmp_path / "fires", "--data", trained / "corpus"]
+    main_(["improve", old, *clips, "--out", out, "--updates", "3"])
+    before, after = Bundle.load(old), Bundle.load(out / "bundle")
+    assert after.spec == before.spec
+    assert after.manifest.name == before.manifest.name
+    graph = "onnx/keywords.onnx"
+    assert after.manifest.files[graph] != before.manifest.files[graph]
