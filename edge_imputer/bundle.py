@@ -36,7 +36,7 @@ from .errors import BundleIntegrityError, BundleNotFoundError, BundleSchemaError
 from .files import write_atomically
 from .measured import Interval, Metrics, OperatingPoint, Record
 from .quantization import QuantParams
-from .specs import AnyModelSpec
+from .specs import AnyModelSpec, KeywordModelSpec
 
 __all__ = [
     "MANIFEST_NAME",
@@ -257,7 +257,21 @@ def parse_manifest(data: bytes, *, source: str) -> Manifest:
         )
     manifest.spec.check()
     manifest.spec.check_streaming()
+    _check_graphs(manifest, source)
     return manifest
+
+
+def _check_graphs(manifest: Manifest, source: str) -> None:
+    """Refuse graphs that are not those of the kind of model."""
+    wanted: tuple[GraphName, ...] = ("encoder", "imputer")
+    if isinstance(manifest.spec, KeywordModelSpec):
+        wanted = ("keywords",)
+    found = tuple(graph.name for graph in manifest.graphs)
+    if found != wanted:
+        raise BundleSchemaError(
+            f"{source}: expected the graphs {' and '.join(wanted)} for this kind of model, got "
+            f"{', '.join(found) or 'none'}; export the model again"
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -215,7 +215,7 @@ def test_spot_prints_events(capsys, untrained_bundle, clip):
 
 def test_info_for_people_and_programs(capsys, untrained_bundle):
     manifest = json.loads(run(capsys, "info", untrained_bundle, "--json"))
-    assert manifest["schema_version"] == 3
+    assert manifest["schema_version"] == 4
     text = run(capsys, "info", untrained_bundle)
     assert "efghinorstuvwxz" in text
     for graph in Bundle.load(untrained_bundle).manifest.graphs:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BackendError
-from ..specs import speech_spec
+from ..specs import ModelSpec, speech_spec
 from .native_library import compile_library
 
 if TYPE_CHECKING:
@@ -79,9 +79,10 @@ class NativeBackend:
     name = "native"
 
     def __init__(self, bundle: Bundle) -> None:
+        spec = speech_spec(bundle.spec)
         library = self.library = load_library(bundle)
         self.info = _model_info(library)
-        _check(self.info, bundle)
+        _check(self.info, spec, bundle)
         info = self.info
         self._lock = threading.Lock()
         self._features = np.zeros((info.feature_frames, info.n_mels), np.float32)
@@ -181,9 +182,9 @@ def check_version(api_version: int) -> None:
         )
 
 
-def _check(info: ModelInfo, bundle: Bundle) -> None:
+def _check(info: ModelInfo, spec: ModelSpec, bundle: Bundle) -> None:
     """Refuse C code of another model than the manifest describes."""
-    spec, manifest = speech_spec(bundle.spec), bundle.manifest
+    manifest = bundle.manifest
     expected: dict[str, int | float] = {
         "feature_frames": spec.step_features,
         "step_frames": spec.step_frames,
