@@ -50,7 +50,9 @@ class Layer:
 
 RUNTIME = frozenset({"numpy", "soundfile", "soxr", "msgspec", "typer", "rich"})
 LOWERING = {f"export/lowering/{name}.py" for name in ("context", "layers", "encoders", "heads")}
-CHECKPOINT_READERS = frozenset({"export/build.py", "export/bundle.py"} | LOWERING)
+CHECKPOINT_READERS = frozenset(
+    {"export/build.py", "export/bundle.py", "export/benchmark.py", "export/oracle.py"} | LOWERING
+)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
 TABLE = {
@@ -100,6 +102,7 @@ TABLE = {
             "tflite_micro": frozenset({"export/micro_model.py"}),
             # Run as a script in an environment of its own.
             "tflite_runtime": frozenset({"export/tflite_runtime_server.py"}),
+            "litert_torch": frozenset({"export/oracle.py"}),  # another converter, to compare with
         },
     ),
     "edge_imputer.firmware_bridge": Layer(
