@@ -54,7 +54,8 @@ LOWERING = {f"export/lowering/{name}.py" for name in _LOWERING}
 # Training in the exported integers: the graph in torch, in place of a task's modules.
 QAT = {f"export/qat/{name}.py" for name in ("exact", "kernels", "executor", "models", "quantiser")}
 BUNDLES = {"export/build.py", "export/bundle.py", "export/esphome/pack.py"}
-CHECKPOINT_READERS = frozenset(BUNDLES | LOWERING | QAT)
+COMPARED = {"export/benchmark.py", "export/oracle.py"}
+CHECKPOINT_READERS = frozenset(BUNDLES | COMPARED | LOWERING | QAT)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
 TABLE = {
@@ -104,6 +105,7 @@ TABLE = {
             "tflite_micro": frozenset({"export/micro_model.py", "export/esphome/arena.py"}),
             # Run as a script in an environment of its own.
             "tflite_runtime": frozenset({"export/tflite_runtime_server.py"}),
+            "litert_torch": frozenset({"export/oracle.py"}),  # another converter, to compare with
         },
     ),
     "edge_imputer.firmware_bridge": Layer(

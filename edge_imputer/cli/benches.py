@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,31 @@ from ..errors import EdgeImputerError, require
 from ..frontend import LogMel, StreamingLogMel
 from ..frontends import frontend_of
 from ..latency import measure, measure_keywords
-from ..specs import FeatureSpec, KeywordModelSpec, MicroSpec, PcenSpec, speech_spec
+from ..specs import (
+    EncoderSpec,
+    FeatureSpec,
+    KeywordModelSpec,
+    MicroSpec,
+    PcenSpec,
+    speech_spec,
+)
+from .bench_runtimes import bench_runtimes
 from .show import keyword_latency_table, latency_table, table
 
 N_STEPS = 8
+RUNTIMES = "runtimes"
 
 
-def run_bench(name: str, bundle: Path | None) -> dict[str, Any]:
-    """Run one benchmark, print its table, return its figures."""
-    if name not in BENCHES:
-        raise EdgeImputerError(f"expected a benchmark among {', '.join(BENCHES)}, got {name!r}")
+def run_bench(name: str, bundle: Path | None, presets: Sequence[str] = ()) -> dict[str, Any]:
+    """Run one benchmark, print its table, return its figures; `presets` are for ``runtimes``."""
+    if name == RUNTIMES and bundle is None:
+        return {"bench": name, **bench_runtimes(presets)}
+    if name not in BENCHES or presets:
+        names = ", ".join([*BENCHES, RUNTIMES])
+        raise EdgeImputerError(
+            f"expected a benchmark among {names}, got {name!r}; presets go with {RUNTIMES} only, "
+            "which takes no bundle"
+        )
     return {"bench": name, **BENCHES[name](bundle)}
 
 
@@ -53,8 +68,11 @@ def _latency(bundle: Bundle) -> dict[str, Any]:
     return {name: latency.to_dict() for name, latency in latencies.items()}
 
 
-def untrained_bundle(out: Path) -> Bundle:
-    """A default model with random weights: time does not depend on what it has learnt."""
+def untrained_bundle(out: Path, encoder: EncoderSpec | None = None) -> Bundle:
+    """A model with random weights: time does not depend on what it has learnt.
+
+    Its encoder is the default one if none is given.
+    """
     require("torch", extra="train")
     import torch
 
@@ -68,7 +86,7 @@ def untrained_bundle(out: Path) -> Bundle:
     torch.manual_seed(0)
     spec = ModelSpec(
         features=FeatureSpec(),
-        encoder=CrnnSpec(),
+        encoder=encoder or CrnnSpec(),
         head=ImputerSpec(),
         tokens=TokenSpec(characters=tuple(" efghinorstuvwxz")),
     )

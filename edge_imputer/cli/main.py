@@ -16,6 +16,7 @@ import typer
 from .. import __version__
 from ..errors import AudioError, EdgeImputerError, SpecError
 from . import synthesize
+from .bench import bench
 from .data import app as data_app
 from .evaluate import evaluate
 from .export import export
@@ -46,6 +47,7 @@ app.command()(evaluate)
 app.command()(mine)
 app.command()(improve)
 app.command()(verify)
+app.command()(bench)
 app.command()(export)
 
 
@@ -296,32 +298,6 @@ def train(
         devices=devices,
         resume=resume,
     )
-
-
-@app.command()
-def bench(
-    name: Annotated[
-        str, typer.Argument(help="latency, frontend, loss, attention, encoders or data.")
-    ],
-    bundle: Annotated[
-        Path | None, typer.Option(help="Bundle to time; untrained weights if unset.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for NAME.json, and NAME.png if it has one.")] = (
-        Path("build/bench")
-    ),
-) -> None:
-    """Time the runtimes side by side; the last line is one JSON object.
-
-    Example: `edge-imputer bench latency --bundle build/demo/bundle`
-    """
-    from .benches import run_bench
-    from .plots import write_plot
-
-    figures = run_bench(name, bundle)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_plot(name, figures, out)
-    print(_json(figures))
 
 
 @app.command()
