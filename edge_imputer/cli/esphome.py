@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, DataError, require
+from ..errors import CheckpointError, require
 from ..specs import KeywordModelSpec
-from .steps import N_CALIBRATION, SHIPPED, Corpus
+from .steps import Corpus, calibration_audio
 
 
 def export_esphome(checkpoint: Path, corpus: Corpus, out: Path, **settings: Any) -> Path:
@@ -27,7 +27,6 @@ def export_esphome(checkpoint: Path, corpus: Corpus, out: Path, **settings: Any)
     from edge_imputer.export.esphome import write_esphome_pack
     from edge_imputer.export.esphome.contract import TRAIN
     from edge_imputer.train.checkpoint import load_checkpoint
-    from edge_imputer.train.data import joined_sequences
     from edge_imputer.train.keyword_model import KeywordModel
 
     loaded = load_checkpoint(checkpoint)
@@ -36,19 +35,8 @@ def export_esphome(checkpoint: Path, corpus: Corpus, out: Path, **settings: Any)
             f"{checkpoint}: expected a model of one keyword, got one that writes down speech, "
             f"whose GRU or attention ESPHome cannot run; {TRAIN}"
         )
-    if corpus.name == SHIPPED and not loaded.origin.data.startswith(SHIPPED):
-        raise DataError(
-            f"{checkpoint} was trained on {loaded.origin.data}, not on the {SHIPPED}: quantisation "
-            "needs audio like that it will hear; pass --data FOLDER"
-        )
-    clips = joined_sequences(
-        corpus.clips("train"),
-        N_CALIBRATION,
-        sample_rate=loaded.spec.features.sample_rate,
-        seed=loaded.recipe.run.seed,
-        length=(1, 4),
-    )
+    waveforms = calibration_audio(loaded, corpus)
     model = loaded.task.model
     assert isinstance(model, KeywordModel)
-    pack = write_esphome_pack(model, [clip.waveform for clip in clips], out, **settings)
+    pack = write_esphome_pack(model, waveforms, out, **settings)
     return pack.manifest_path

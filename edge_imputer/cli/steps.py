@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle, Provenance
 from ..errors import CheckpointError, DataError, SpecError, require
+from ..frontend import Float32
 from ..specs import (
     PRESETS,
     AnyModelSpec,
@@ -23,6 +24,7 @@ from ..specs.presets import EncoderFile, read_encoder
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
     from edge_imputer.export.graph import Graph
+    from edge_imputer.train.checkpoint import Checkpoint
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
     from edge_imputer.train.quantisation import Quantiser
@@ -161,6 +163,31 @@ def quantiser_of(recipe: Recipe) -> Quantiser | None:
     return ExportQuantiser()
 
 
+def calibration_audio(loaded: Checkpoint, corpus: Corpus) -> list[Float32]:
+    """Sequences of a corpus' train clips, to calibrate a checkpoint's model with.
+
+    Raises
+    ------
+    DataError
+        If the corpus is not one that the model was trained on.
+    """
+    from edge_imputer.train.data import joined_sequences
+
+    if corpus.name == SHIPPED and not loaded.origin.data.startswith(SHIPPED):
+        raise DataError(
+            f"expected the data that the model was trained on, {loaded.origin.data}, got the "
+            f"{SHIPPED}: quantisation needs audio like that it will hear; pass --data FOLDER"
+        )
+    clips = joined_sequences(
+        corpus.clips("train"),
+        N_CALIBRATION,
+        sample_rate=loaded.spec.features.sample_rate,
+        seed=loaded.recipe.run.seed,
+        length=(1, 4),
+    )
+    return [clip.waveform for clip in clips]
+
+
 def export_checkpoint(
     checkpoint: Path,
     corpus: Corpus,
@@ -189,25 +216,13 @@ def export_checkpoint(
     from edge_imputer.firmware_bridge.emit import write_native
     from edge_imputer.firmware_bridge.keywords import write_native_keywords
     from edge_imputer.train.checkpoint import load_checkpoint
-    from edge_imputer.train.data import joined_sequences
     from edge_imputer.train.tasks import KeywordTask
     from edge_imputer.train.trainer import write_training
 
     from .. import __version__
 
     loaded = load_checkpoint(checkpoint)
-    if corpus.name == SHIPPED and not loaded.origin.data.startswith(SHIPPED):
-        raise DataError(
-            f"{checkpoint} was trained on {loaded.origin.data}, not on the {SHIPPED}: quantisation "
-            "needs audio like that it will hear; pass --data FOLDER"
-        )
-    clips = joined_sequences(
-        corpus.clips("train"),
-        N_CALIBRATION,
-        sample_rate=loaded.spec.features.sample_rate,
-        seed=loaded.recipe.run.seed,
-        length=(1, 4),
-    )
+    waveforms = calibration_audio(loaded, corpus)
     provenance = Provenance(
         data=loaded.origin.data,
         n_clips=loaded.origin.n_clips,
@@ -216,7 +231,6 @@ def export_checkpoint(
         checkpoint_sha256=loaded.sha256,
         created_by=f"edge-imputer {__version__}",
     )
-    waveforms = [clip.waveform for clip in clips]
     name = name or out.resolve().name
 
     def with_training(*graphs_and_folder: Any) -> None:
