@@ -17,6 +17,8 @@ sha256 is an error that says so. An older schema is migrated by an explicit func
       native/edge_imputer.c, native/edge_imputer.h       the interface of the C code
       weights.npz                                        float32, to train on from (--init-from)
       recipe.json                                        what they were trained by
+
+Of a keyword model there is one graph, ``keywords``, in place of ``encoder`` and ``imputer``.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from .errors import BundleIntegrityError, BundleNotFoundError, BundleSchemaError
 from .files import write_atomically
 from .measured import Interval, Metrics, OperatingPoint, Record
 from .quantization import QuantParams
-from .specs import ModelSpec
+from .specs import AnyModelSpec
 
 __all__ = [
     "MANIFEST_NAME",
@@ -42,6 +44,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Bundle",
     "FileRecord",
+    "GraphName",
     "GraphRecord",
     "Interval",
     "Manifest",
@@ -54,8 +57,11 @@ __all__ = [
     "write_manifest",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "manifest.json"
+
+
+GraphName = Literal["encoder", "imputer", "keywords"]
 
 
 class TensorRecord(Record, frozen=True, kw_only=True):
@@ -68,9 +74,12 @@ class TensorRecord(Record, frozen=True, kw_only=True):
 
 
 class GraphRecord(Record, frozen=True, kw_only=True):
-    """One of the two models. Outputs `states` feed back into the inputs of the same position."""
+    """One of the models: an encoder and its head, or a keyword model, which is one.
 
-    name: Literal["encoder", "imputer"]
+    Outputs `states` feed back into the inputs of the same position.
+    """
+
+    name: GraphName
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     n_states: int  # the last n inputs and the last n outputs are the streaming state
@@ -98,13 +107,13 @@ class FileRecord(Record, frozen=True, kw_only=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """``manifest.json``, schema version 3."""
+    """``manifest.json``, schema version 4."""
 
     schema_version: int
     minimum_runtime_version: str
     name: str
-    spec: ModelSpec
-    graphs: tuple[GraphRecord, ...]
+    spec: AnyModelSpec
+    graphs: tuple[GraphRecord, ...]  # encoder and imputer, or keywords, by the kind of spec
     keyword_threshold: float | None  # of any word, chosen on the validation split, or None
     operating_point: OperatingPoint | None  # of certain keywords, for a rate of false alarms
     metrics: Metrics
@@ -113,7 +122,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
 
     def graph(self, name: str) -> GraphRecord:
-        """The record of the ``encoder`` or ``imputer`` model."""
+        """The record of the ``encoder``, ``imputer`` or ``keywords`` model."""
         for graph in self.graphs:
             if graph.name == name:
                 return graph
@@ -142,8 +151,20 @@ def _from_2(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, **new}
 
 
+def _from_3(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 has keyword models too, and names the kind of a model.
+
+    Before, all wrote down speech.
+    """
+    return {**raw, "schema_version": 4, "spec": {"kind": "speech", **raw["spec"]}}
+
+
 # By version, to the next one.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+}
 
 
 class Bundle:
@@ -160,7 +181,7 @@ class Bundle:
         self.manifest = manifest
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> AnyModelSpec:
         """The model's specification."""
         return self.manifest.spec
 

@@ -2,7 +2,7 @@
 
 Times are seconds since the first sample of the utterance (of the stream, until it is flushed).
 They are those of whole encoder frames, so the last may lie within the closing silence.
-Confidences are in (0, 1].
+Confidences are in (0, 1]; that of a text is 0 where a grammar allows nothing that short.
 """
 
 from __future__ import annotations
@@ -22,6 +22,27 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """What a grammar makes of the words.
+
+    Attributes
+    ----------
+    rules : tuple of (name, text)
+        Every rule that was used and the words it covers, in the order in which they begin.
+    tags : tuple of str
+        Tags on the way, in order.
+    """
+
+    rules: tuple[tuple[str, str], ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """Rule -> the words of its first use."""
+        return dict(reversed(self.rules))
+
+
+@dataclass(frozen=True)
 class Partial:
     """The text so far. What it says is committed; the utterance goes on."""
 
@@ -37,13 +58,20 @@ class Partial:
 
 @dataclass(frozen=True)
 class Final:
-    """A whole utterance. `words` is empty, and both times 0, where nothing was recognised."""
+    """A whole utterance. `words` is empty, and both times 0, where nothing was recognised.
+
+    Attributes
+    ----------
+    meaning : Meaning or None
+        What a grammar makes of it; None without a grammar.
+    """
 
     text: str
     start_s: float
     end_s: float
     confidence: float
     words: tuple[Word, ...]
+    meaning: Meaning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with ``"event": "final"``."""
@@ -74,6 +102,7 @@ class Transcript:
     confidence: float
     words: tuple[Word, ...]
     duration_s: float
+    meaning: Meaning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

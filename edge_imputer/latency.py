@@ -1,4 +1,5 @@
-"""How long one encoder step and one pass of the head take, runtime by runtime, side by side.
+"""How long one encoder step and one pass of the head take, or one step of a keyword model, runtime
+by runtime, side by side.
 
 The runtimes take turns, round by round, so that a slow spell of a shared machine hits them all;
 the figure is the median over rounds of the thread's CPU time a call.
@@ -12,9 +13,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .backends import Backend
+from .backends import Backend, KeywordBackend
 from .backends.base import Array, Float32
-from .specs import ModelSpec
+from .specs import KeywordModelSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,39 @@ def measure(
         )
         for name in backends
     }
+
+
+def measure_keywords(
+    backends: Mapping[str, KeywordBackend],
+    spec: KeywordModelSpec,
+    *,
+    rounds: int = 60,
+    calls: int = 25,
+) -> dict[str, float]:
+    """Time every backend's steps on the same random features.
+
+    Parameters
+    ----------
+    backends : name -> loaded backend
+    rounds : how often the backends take turns
+    calls : calls timed together in a turn
+
+    Returns
+    -------
+    Median CPU microseconds a step, one thread, Python call included, by name
+    """
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((spec.input_features, spec.features.n_mels), np.float32)
+    taken: dict[str, list[float]] = {name: [] for name in backends}
+    for turn in range(rounds + 1):
+        for name, backend in backends.items():
+            state = backend.initial_state()
+            start = time.thread_time_ns()
+            for _ in range(calls):
+                _, state = backend.keywords_step(features, state)
+            if turn:  # the first one only warms up
+                taken[name].append((time.thread_time_ns() - start) / calls / 1e3)
+    return {name: round(float(np.median(times)), 2) for name, times in taken.items()}
 
 
 def _warm(backend: Backend, features: Float32) -> Array:

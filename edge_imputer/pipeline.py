@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .audio import ClippingDetector, check_pcm, load_audio, resample
-from .backends import Backend, load_backend
+from .backends import Backend, KeywordBackend, load_backend, load_keyword_backend
 from .bundle import Bundle
 from .errors import AudioFormatError, BackendError, SampleRateError
 from .frontend import StreamingLogMel
 from .imputation import ImputedChunk, StreamingImputer, resolve_schedule
-from .specs import ModelSpec
+from .specs import AnyModelSpec, speech_spec
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -32,7 +32,7 @@ class HasSpec(Protocol):
     """A model description: a `Bundle`, or anything else that knows its spec."""
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> AnyModelSpec:
         """The model's specification."""
         ...
 
@@ -40,24 +40,54 @@ class HasSpec(Protocol):
 Model = HasSpec | str | os.PathLike[str]
 
 
-def open_model(model: Model, backend: str | Backend) -> tuple[HasSpec, Backend]:
-    """Load the bundle, if a path is given, and the backend, if a name is given.
+def describe_model(model: Model) -> HasSpec:
+    """The bundle, loaded if a path is given; or what is described already."""
+    return Bundle.load(model) if isinstance(model, (str, os.PathLike)) else model
+
+
+def speech_backend(model: HasSpec, backend: str | Backend | KeywordBackend) -> Backend:
+    """The backend of a model that writes down speech, loaded if a name is given.
 
     Raises
     ------
     BackendError
-        A backend is named for a model that is not a bundle.
+        A backend is named for a model that is not a bundle, or one of keyword models is given.
     """
-    if isinstance(model, (str, os.PathLike)):
-        model = Bundle.load(model)
     if isinstance(backend, str):
-        if not isinstance(model, Bundle):
-            raise BackendError(
-                f"expected a loaded backend for a {type(model).__name__}, got the name "
-                f"{backend!r}; pass a Backend object, or a Bundle"
-            )
-        backend = load_backend(model, backend)
-    return model, backend
+        return load_backend(_bundle(model, backend), backend)
+    if isinstance(backend, KeywordBackend):
+        raise BackendError(
+            f"expected a Backend for a model that writes down speech, got {type(backend).__name__}"
+            ", which is of a keyword model; load it with load_backend"
+        )
+    return backend
+
+
+def keyword_backend(model: HasSpec, backend: str | Backend | KeywordBackend) -> KeywordBackend:
+    """The backend of a keyword model, loaded if a name is given.
+
+    Raises
+    ------
+    BackendError
+        A backend is named for a model that is not a bundle, or one of another kind is given.
+    """
+    if isinstance(backend, str):
+        return load_keyword_backend(_bundle(model, backend), backend)
+    if not isinstance(backend, KeywordBackend):
+        raise BackendError(
+            f"expected a KeywordBackend for a keyword model, got {type(backend).__name__}; load it "
+            "with load_keyword_backend"
+        )
+    return backend
+
+
+def _bundle(model: HasSpec, backend: str) -> Bundle:
+    if isinstance(model, Bundle):
+        return model
+    raise BackendError(
+        f"expected a loaded backend for a {type(model).__name__}, got the name {backend!r}; "
+        "pass a Backend object, or a Bundle"
+    )
 
 
 def load_waveform(
@@ -131,9 +161,10 @@ class StreamingDecoder:
         schedule: Sequence[int] | None = None,
         keep_trace: bool = False,
     ) -> None:
-        described, self.backend = open_model(model, backend)
-        spec = self.spec = described.spec
+        described = describe_model(model)
+        spec = self.spec = speech_spec(described.spec)
         spec.check_streaming()
+        self.backend = speech_backend(described, backend)
         self.schedule = resolve_schedule(spec.head, n_steps, schedule)
         self._log_mel = StreamingLogMel(spec.features)
         self._clipping = ClippingDetector()

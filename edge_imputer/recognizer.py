@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import Backend
+from .decoding import Language, SearchedText
 from .events import Event, Final, Partial, Transcript, Word
 from .imputation import ImputedChunk
 from .pipeline import Model, StreamingDecoder, load_waveform
@@ -129,6 +130,9 @@ class Recognizer:
         Passes of the head a chunk: fewer are faster, more are surer.
     schedule : sequence of int, optional
         Frames committed a block in each pass. The model's own if neither is given.
+    language : Language, optional
+        What may be said: a lexicon, a grammar, a token n-gram, see `edge_imputer.decoding`. Without
+        it the text is what was committed frame by frame.
     """
 
     def __init__(
@@ -138,9 +142,11 @@ class Recognizer:
         backend: str | Backend = "onnx",
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
+        language: Language | None = None,
     ) -> None:
         self._decoder = StreamingDecoder(model, backend=backend, n_steps=n_steps, schedule=schedule)
-        self._text = _Text(self.spec)
+        self._language = language
+        self._text = self._new_text()
         self._said = ""
 
     @property
@@ -216,7 +222,7 @@ class Recognizer:
         decoder = StreamingDecoder(
             self, backend=self._decoder.backend, schedule=self._decoder.schedule
         )
-        text = _Text(self.spec)
+        text = self._new_text()
         for chunk in decoder.decode(waveform):
             text.append(chunk)
         final = text.final()
@@ -227,4 +233,10 @@ class Recognizer:
             final.confidence,
             final.words,
             waveform.size / rate,
+            final.meaning,
+        )
+
+    def _new_text(self) -> _Text | SearchedText:
+        return (
+            _Text(self.spec) if self._language is None else SearchedText(self._language, self.spec)
         )

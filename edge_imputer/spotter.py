@@ -1,4 +1,4 @@
-"""Keyword spotting, in a stream or a file.
+"""Keyword spotting, in a stream or a file, by either kind of model.
 
 >>> spotter = KeywordSpotter("bundle", ["seven", "two"])  # doctest: +SKIP
 >>> for pcm in microphone:  # doctest: +SKIP
@@ -10,45 +10,68 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
-from .backends import Backend
+from .backends import Backend, KeywordBackend
 from .bundle import Bundle, OperatingPoint
 from .errors import SpecError
 from .events import Keyword
-from .imputation import ImputedChunk
-from .keywords import KeywordDetector, KeywordHit, KeywordScorer, check_keywords
-from .pipeline import HasSpec, Model, StreamingDecoder, load_waveform, open_model
-from .specs import ModelSpec
+from .keyword_stream import KeywordStream
+from .keywords import KeywordDetector, KeywordScorer, check_keywords
+from .listeners import ClassListener, Listener, TextListener
+from .pipeline import (
+    HasSpec,
+    Model,
+    StreamingDecoder,
+    describe_model,
+    keyword_backend,
+    load_waveform,
+    speech_backend,
+)
+from .specs import KeywordModelSpec, ModelSpec
 
 REFRACTORY_S = 0.3  # faster than anybody says a word twice
 SILENCE_S = 0.24
 
 
 class KeywordSpotter:
-    """Listens for keywords given as text, see `edge_imputer.keywords` for how they are scored.
+    """Listens for keywords.
+
+    A model that writes down speech listens for any text, see `edge_imputer.keywords` for how that
+    is scored; a keyword model for what it was trained for, see `edge_imputer.keyword_stream`. It
+    does not tell where a word begins: its events are of the frame in which the score was highest,
+    up to ``spec.latency_s`` after the word.
 
     Parameters
     ----------
     model : Bundle, its path, or anything with ``.spec``
     keywords : sequence of str, or mapping of str to threshold, optional
-        Words or phrases; those of the bundle's operating point if not given. A keyword without a
-        threshold takes that of the operating point, or else the bundle's own for any word.
-    backend : {"onnx", "onnx-float", "litert", "native"} or a loaded Backend
+        Words or phrases; those of the bundle's operating point if not given, or else all that a
+        keyword model has. A keyword without a threshold takes that of the operating point, or
+        else the bundle's own for any word.
+    backend : {"onnx", "onnx-float", "litert", "native"} or a loaded Backend or KeywordBackend
     n_steps, schedule
         Passes of the head a chunk, or frames committed in each; the model's own if both are None.
+        Not for keyword models.
     refractory_s : float, optional
         Least time between the ends of two events of one keyword. If not given, that of the
         operating point where it has all the thresholds in use, else `REFRACTORY_S`.
     word_boundaries : bool, optional
-        Whole words only. True where the token set has a space, if not given.
+        Whole words only. True where the token set has a space, if not given. Not for keyword
+        models.
+
+    Attributes
+    ----------
+    spec : ModelSpec or KeywordModelSpec
 
     Raises
     ------
     SpecError
-        No threshold is given and the bundle has none, or a keyword is empty or repeated.
+        No threshold is given and the bundle has none, a keyword is empty or repeated, or a keyword
+        model does not know it.
     TokenError
         A keyword has a character that the model does not know.
     """
@@ -58,29 +81,39 @@ class KeywordSpotter:
         model: Model,
         keywords: Sequence[str] | Mapping[str, float] | None = None,
         *,
-        backend: str | Backend = "onnx",
+        backend: str | Backend | KeywordBackend = "onnx",
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
         refractory_s: float | None = None,
         word_boundaries: bool | None = None,
     ) -> None:
-        described, loaded = open_model(model, backend)
-        self._decoder = StreamingDecoder(
-            described, backend=loaded, n_steps=n_steps, schedule=schedule
-        )
+        described = describe_model(model)
+        self.spec = described.spec
         point = described.manifest.operating_point if isinstance(described, Bundle) else None
         self._thresholds = _thresholds(described, point, keywords)
         if refractory_s is None:
             measured = point is not None and self._thresholds.items() <= point.thresholds.items()
             refractory_s = point.refractory_s if point and measured else REFRACTORY_S
-        self._refractory_frames = round(refractory_s / self.spec.frame_s)
-        self._word_boundaries = word_boundaries
-        self._detector = self._new_detector()
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model's specification."""
-        return self._decoder.spec
+        self._listener: Listener
+        if isinstance(self.spec, ModelSpec):
+            loaded = speech_backend(described, backend)
+            decoder = StreamingDecoder(
+                described, backend=loaded, n_steps=n_steps, schedule=schedule
+            )
+            detector = partial(
+                keyword_detector,
+                self.spec,
+                self._thresholds,
+                refractory_frames=round(refractory_s / self.spec.frame_s),
+                word_boundaries=word_boundaries,
+            )
+            self._listener = TextListener(decoder, detector)
+        else:
+            _refuse(n_steps=n_steps, schedule=schedule, word_boundaries=word_boundaries)
+            classifier = keyword_backend(described, backend)
+            self._listener = ClassListener(
+                KeywordStream(self.spec, classifier), self._thresholds, refractory_s
+            )
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -92,24 +125,23 @@ class KeywordSpotter:
 
         Returns
         -------
-        events : one an occurrence, once the word boundary after it was heard
+        events : one an occurrence, once it is certain
+            Of text: when the word boundary after it was heard. Of a keyword model: when its
+            refractory time is over, since until then a better score would count in its place.
 
         Raises
         ------
         SampleRateError, AudioFormatError
         """
-        chunks = self._decoder.push(pcm, sample_rate=sample_rate)
-        return self._events(_push_all(self._detector, chunks))
+        return self._listener.push(pcm, sample_rate=sample_rate)
 
     def flush(self) -> list[Keyword]:
         """End the stream: the events its end completes. Starts afresh."""
-        hits = _push_all(self._detector, self._decoder.flush())
-        return self._events([*hits, *self._detector.finish()])
+        return self._listener.flush()
 
     def reset(self) -> None:
         """Forget the stream so far."""
-        self._decoder.reset()
-        self._detector.reset()
+        self._listener.reset()
 
     def spot(
         self,
@@ -138,27 +170,17 @@ class KeywordSpotter:
             expected_rate=self.spec.features.sample_rate,
             resample_to_expected=resample,
         )
-        decoder = StreamingDecoder(
-            self, backend=self._decoder.backend, schedule=self._decoder.schedule
-        )
-        detector = self._new_detector()
-        hits = _push_all(detector, decoder.decode(waveform))
-        return self._events([*hits, *detector.finish()])
+        return self._listener.whole(waveform)
 
-    def _new_detector(self) -> KeywordDetector:
-        return keyword_detector(
-            self.spec,
-            self._thresholds,
-            refractory_frames=self._refractory_frames,
-            word_boundaries=self._word_boundaries,
-        )
 
-    def _events(self, hits: Iterable[KeywordHit]) -> list[Keyword]:
-        seconds = self._decoder.seconds
-        return [
-            Keyword(hit.keyword, seconds(hit.start), seconds(hit.end + 1), hit.confidence)
-            for hit in hits
-        ]
+def _refuse(**options: object) -> None:
+    """Raise `SpecError` on options that are given."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise SpecError(
+            f"{', '.join(given)} belongs to models that write down speech; leave it out for a "
+            "keyword model"
+        )
 
 
 def keyword_detector(
@@ -187,8 +209,23 @@ def keyword_detector(
     return KeywordDetector(scorer, tuple(thresholds.values()), refractory_frames=refractory_frames)
 
 
-def _push_all(detector: KeywordDetector, chunks: Iterable[ImputedChunk]) -> list[KeywordHit]:
-    return [hit for chunk in chunks for hit in detector.push(chunk.log_probs)]
+def own_keywords(model: HasSpec) -> tuple[str, ...]:
+    """What a model listens for if nobody says: its operating point's keywords, or all it knows.
+
+    Raises
+    ------
+    SpecError
+        A model that writes down speech, and names none.
+    """
+    point = model.manifest.operating_point if isinstance(model, Bundle) else None
+    if point is not None:
+        return tuple(point.thresholds)
+    if isinstance(model.spec, KeywordModelSpec):
+        return model.spec.keywords
+    raise SpecError(
+        "expected keywords, since the model has no operating point that names any; pass them, or "
+        "choose one with: edge-imputer evaluate"
+    )
 
 
 def _thresholds(
@@ -197,17 +234,14 @@ def _thresholds(
     keywords: Sequence[str] | Mapping[str, float] | None,
 ) -> dict[str, float]:
     """Keyword -> threshold; repeated keywords are refused here, since a dict would hide them."""
-    own = {} if point is None else point.thresholds
     if keywords is None:
-        if not own:
-            raise SpecError(
-                "expected keywords, since the model has no operating point that names any; pass "
-                "them, or choose one with: edge-imputer evaluate"
-            )
-        return dict(own)
+        keywords = own_keywords(model)
+    if isinstance(model.spec, KeywordModelSpec):
+        _check_known(keywords, model.spec)
     if isinstance(keywords, Mapping):
         return {keyword: float(threshold) for keyword, threshold in keywords.items()}
     check_keywords(keywords)
+    own = {} if point is None else point.thresholds
     default = model.manifest.keyword_threshold if isinstance(model, Bundle) else None
     thresholds = {keyword: own.get(keyword, default) for keyword in keywords}
     stated = {keyword: value for keyword, value in thresholds.items() if value is not None}
@@ -217,3 +251,13 @@ def _thresholds(
             f"for example keywords={dict.fromkeys(keywords, 0.5)}"
         )
     return stated
+
+
+def _check_known(keywords: Iterable[str], spec: KeywordModelSpec) -> None:
+    """Refuse keywords that a keyword model was not trained for."""
+    unknown = [keyword for keyword in keywords if keyword not in spec.keywords]
+    if unknown:
+        raise SpecError(
+            f"expected keywords that the model was trained for, {', '.join(spec.keywords)}, got "
+            f"{', '.join(unknown)}; leave them out, or train a model for them"
+        )

@@ -20,7 +20,9 @@ FEATURES, ENCODER_OUT = "features", "encoder_out"
 ENCODER_WINDOW, ALIGNMENT, LOGITS = "encoder_window", "alignment", "logits"
 
 
-def build_graphs(encoder: Encoder, head: ImputerHead, spec: ModelSpec) -> tuple[Graph, Graph]:
+def build_graphs(
+    encoder: Encoder, head: ImputerHead, spec: ModelSpec, *, traced: bool = False
+) -> tuple[Graph, Graph]:
     """Float graphs of one encoder step and one pass of the Imputer head.
 
     Parameters
@@ -29,6 +31,8 @@ def build_graphs(encoder: Encoder, head: ImputerHead, spec: ModelSpec) -> tuple[
     head : ImputerHead
     spec : ModelSpec
         What both were built from.
+    traced : bool
+        Whether constants are `lowering.TracedArray`, functions of the weights with a gradient.
 
     Returns
     -------
@@ -55,22 +59,25 @@ def build_graphs(encoder: Encoder, head: ImputerHead, spec: ModelSpec) -> tuple[
             f"expected a head with {spec.tokens.vocabulary_size} outputs, "
             f"got {head.vocabulary_size}"
         )
-    return build_encoder_graph(encoder), build_imputer_graph(head, encoder.d_model)
+    return (
+        build_encoder_graph(encoder, traced=traced),
+        build_imputer_graph(head, encoder.d_model, traced=traced),
+    )
 
 
-def build_encoder_graph(encoder: Encoder) -> Graph:
+def build_encoder_graph(encoder: Encoder, *, traced: bool = False) -> Graph:
     """One step of an encoder, or one window, as `build_graphs` has it."""
-    low = Lowering("encoder")
+    low = Lowering("encoder", traced=traced)
     return low.finish([low(encoder, ENCODER_OUT, _features(low, encoder))], encoder)
 
 
-def build_keyword_graph(model: KeywordModel) -> Graph:
+def build_keyword_graph(model: KeywordModel, *, traced: bool = False) -> Graph:
     """One step of a keyword model, or one window.
 
     Input ``features`` (1, T, n_mels, 1), then the states; output ``logits`` (T', n_classes), then
     the next states. A model over windows has no states, and T is its whole window.
     """
-    low = Lowering("keywords")
+    low = Lowering("keywords", traced=traced)
     features = _features(low, model.encoder)
     if model.spec.windowed:
         return low.finish([low(model.encoder, LOGITS, features)], model)
@@ -80,15 +87,15 @@ def build_keyword_graph(model: KeywordModel) -> Graph:
 
 def _features(low: Lowering, encoder: Encoder) -> str:
     """The input: the feature frames of one step, or of one window."""
-    n_frames = encoder.step_frames
+    n_frames = encoder.step_features
     if isinstance(encoder.spec, WindowedSpec):
         n_frames = encoder.spec.window_frames
     return low.g.input(FEATURES, (1, n_frames, encoder.n_mels, 1))
 
 
-def build_imputer_graph(head: ImputerHead, d_model: int) -> Graph:
+def build_imputer_graph(head: ImputerHead, d_model: int, *, traced: bool = False) -> Graph:
     """One pass of a head, as `build_graphs` has it."""
-    low = Lowering("imputer")
+    low = Lowering("imputer", traced=traced)
     frames = low.g.input(ENCODER_WINDOW, (head.spec.window, d_model))
     ids = low.g.input(ALIGNMENT, (head.spec.window,), "int32")
     return low.finish([low(head, LOGITS, frames, ids)], head)

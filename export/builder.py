@@ -10,6 +10,8 @@ from edge_imputer.errors import ExportError
 
 from .graph import Array, Graph, Op, Tensor
 
+MOST_JOINED = 10  # inputs of a concat: TFLite Micro takes no more
+
 
 class GraphBuilder:
     """Appends operations to a graph and works out the shape of what they give."""
@@ -23,8 +25,8 @@ class GraphBuilder:
         return self._tensor(Tensor(name, shape, dtype))
 
     def constant(self, name: str, data: Array) -> str:
-        """Add a constant."""
-        return self._tensor(Tensor(name, data.shape, str(data.dtype), data=data))
+        """Add a constant; a copy, in C order."""
+        return self._tensor(Tensor(name, data.shape, str(data.dtype), data=data.copy()))
 
     def conv2d(
         self, name: str, x: str, weight: Array, bias: Array, stride: tuple[int, int], relu: bool
@@ -126,7 +128,10 @@ class GraphBuilder:
         return self._op("embedding", (ids, table_name), name, shape)
 
     def concat(self, name: str, xs: tuple[str, ...], axis: int) -> str:
-        """Join along an axis."""
+        """Join along an axis; more than `MOST_JOINED` tensors by several operations."""
+        while len(xs) > MOST_JOINED:  # the front ones become one, which counts as one of the next
+            front = f"{name}.front{len(xs)}"
+            xs = (self.concat(front, xs[:MOST_JOINED], axis), *xs[MOST_JOINED:])
         shape = list(self.shape(xs[0]))
         shape[axis] = sum(self.shape(x)[axis] for x in xs)
         return self._op("concat", xs, name, tuple(shape), axis=axis)

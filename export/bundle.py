@@ -1,4 +1,4 @@
-"""Writes a bundle: both graphs in every form, the manifest and the model card."""
+"""Writes a bundle: its graphs in every form, the manifest and the model card."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +27,18 @@ from edge_imputer.bundle import (
 )
 from edge_imputer.errors import ExportError, require
 from edge_imputer.files import write_atomically
-from edge_imputer.specs import ModelSpec
+from edge_imputer.specs import AnyModelSpec, ModelSpec
 
-from .build import build_graphs
+from .build import build_graphs, build_keyword_graph
 from .card import CARD_NAME, model_card
 from .graph import Graph
-from .simulate import calibrate_and_quantise, graph_record
+from .ranges import Ranges, quantise_by
+from .simulate import calibrate, calibrate_keywords, graph_record
 
 if TYPE_CHECKING:
     from edge_imputer.train.encoders import Encoder
     from edge_imputer.train.imputer import ImputerHead
+    from edge_imputer.train.keyword_model import KeywordModel
 
 REQUIRED_MODULES = ("onnx", "flatbuffers", "ai_edge_litert.schema_py_generated")
 MINIMUM_RUNTIME_VERSION = "0.1.0"  # the oldest edge-imputer that reads what is written here
@@ -48,9 +51,10 @@ NO_METRICS = Metrics(
     negative_hours=None,
 )
 
-Emitter = Callable[[Graph, Graph, Path], Mapping[str, int] | None]
-"""Writes more files for the quantised (encoder, imputer) into the folder. May return the bytes of
-working memory its code needs for one call of each graph, by graph name, for the manifest."""
+Emitter = Callable[..., Mapping[str, int] | None]
+"""Writes more files into the folder: called with the quantised graphs, encoder and imputer or just
+that of a keyword model, and the folder. May return the bytes of working memory its code needs for
+one call of each graph, by graph name, for the manifest."""
 
 
 def export_bundle(
@@ -66,6 +70,7 @@ def export_bundle(
     metrics: Metrics = NO_METRICS,
     keyword_threshold: float | None = None,
     emitters: Sequence[Emitter] = (),
+    ranges: Ranges | None = None,
 ) -> Bundle:
     """Quantise a trained model and write it as a bundle, whole or not at all.
 
@@ -86,6 +91,8 @@ def export_bundle(
         What was measured; may be filled in later, see `update_metrics`.
     emitters : sequence of callables
         Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
+    ranges : Ranges, optional
+        Those that the model was quantised by in training: then it is not calibrated.
 
     Returns
     -------
@@ -98,25 +105,108 @@ def export_bundle(
     MissingExtraError
         If a library of the ``export`` extra is not installed.
     """
+    _require_libraries()
+    floats = build_graphs(encoder, head, spec)
+    if ranges is None:
+        ranges = calibrate(*floats, spec, calibration)
+    described = _Described(
+        spec=spec,
+        provenance=provenance,
+        name=name,
+        licence=licence,
+        metrics=metrics,
+        keyword_threshold=keyword_threshold,
+    )
+    return _write_bundle(Path(out), described, floats, quantise_by(floats, ranges), emitters)
+
+
+def export_keyword_bundle(
+    out: str | os.PathLike[str],
+    *,
+    model: KeywordModel,
+    provenance: Provenance,
+    calibration: Iterable[npt.NDArray[np.float32]],
+    name: str,
+    licence: str,
+    emitters: Sequence[Emitter] = (),
+    ranges: Ranges | None = None,
+) -> Bundle:
+    """Quantise a trained keyword model and write it as a bundle, whole or not at all.
+
+    Parameters
+    ----------
+    out, provenance, calibration, name, licence, emitters, ranges : as `export_bundle` takes them
+    model : KeywordModel
+        Trained, in evaluation mode.
+
+    Returns
+    -------
+    Bundle, read back and verified
+
+    Raises
+    ------
+    ExportError, MissingExtraError
+        As `export_bundle`.
+    SpecError
+        If the model cannot run in a stream.
+    """
+    _require_libraries()
+    spec = model.spec
+    spec.check_streaming()
+    graph = build_keyword_graph(model)
+    if ranges is None:
+        ranges = calibrate_keywords(graph, spec, calibration)
+    described = _Described(
+        spec=spec,
+        provenance=provenance,
+        name=name,
+        licence=licence,
+        metrics=NO_METRICS,
+        keyword_threshold=None,
+    )
+    quantised = quantise_by((graph,), ranges)
+    return _write_bundle(Path(out), described, (graph,), quantised, emitters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    """What a manifest says of a model besides its graphs and files."""
+
+    spec: AnyModelSpec
+    provenance: Provenance
+    name: str
+    licence: str
+    metrics: Metrics
+    keyword_threshold: float | None
+
+
+def _require_libraries() -> None:
     for module in REQUIRED_MODULES:
         require(module, extra="export")
-    target = Path(out)
+
+
+def _write_bundle(
+    target: Path,
+    described: _Described,
+    floats: tuple[Graph, ...],
+    graphs: tuple[Graph, ...],
+    emitters: Sequence[Emitter],
+) -> Bundle:
+    """Write everything, read it back, put it in place."""
     _check_target(target)
-    floats = build_graphs(encoder, head, spec)
-    graphs = calibrate_and_quantise(*floats, spec, calibration)
     with _new_folder(target) as folder:
         arenas = _write_models(floats, graphs, folder, emitters)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             minimum_runtime_version=MINIMUM_RUNTIME_VERSION,
-            name=name,
-            spec=spec,
+            name=described.name,
+            spec=described.spec,
             graphs=tuple(graph_record(graph, arenas.get(graph.name)) for graph in graphs),
-            keyword_threshold=keyword_threshold,
+            keyword_threshold=described.keyword_threshold,
             operating_point=None,
-            metrics=metrics,
-            licence=licence,
-            provenance=provenance,
+            metrics=described.metrics,
+            licence=described.licence,
+            provenance=described.provenance,
             files={},
         )
         _write_card_and_manifest(folder, manifest)
@@ -164,8 +254,8 @@ def _update(path: str | os.PathLike[str], **changes: object) -> Bundle:
 
 
 def _write_models(
-    floats: tuple[Graph, Graph],
-    graphs: tuple[Graph, Graph],
+    floats: tuple[Graph, ...],
+    graphs: tuple[Graph, ...],
     folder: Path,
     emitters: Sequence[Emitter],
 ) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from edge_imputer.bundle import GraphRecord, Interval, Manifest, Metrics, TensorRecord
 from edge_imputer.claims import at_most, operating_point_lines, rate_number
 from edge_imputer.metrics import false_alarm_rate
-from edge_imputer.specs import ModelSpec
+from edge_imputer.specs import AnyModelSpec, KeywordModelSpec
 
 CARD_NAME = "MODEL_CARD.md"
 NOT_MEASURED = "not measured"
@@ -19,9 +19,7 @@ def model_card(manifest: Manifest) -> str:
         f"# {manifest.name}",
         "Generated from `manifest.json` by edge-imputer; edit neither.",
         _summary(manifest.spec),
-        "## Use\n\n```python\nfrom edge_imputer.recognizer import Recognizer\n\n"
-        'recognizer = Recognizer("path/of/this/folder")\n'
-        'print(recognizer.transcribe("speech.wav").text)\n```',
+        f"## Use\n\n```python\n{_use(manifest.spec)}\n```",
         f"Needs edge-imputer {manifest.minimum_runtime_version} or newer.",
         "## Models\n\n" + _models(manifest.graphs),
         "## Inputs and outputs\n\n" + _tensors(manifest.graphs),
@@ -34,7 +32,24 @@ def model_card(manifest: Manifest) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(spec: ModelSpec) -> str:
+def _use(spec: AnyModelSpec) -> str:
+    if isinstance(spec, KeywordModelSpec):
+        thresholds = {spec.keywords[0]: 0.5}
+        return (
+            "from edge_imputer.spotter import KeywordSpotter\n\n"
+            f'spotter = KeywordSpotter("path/of/this/folder", {thresholds})\n'
+            'print(spotter.spot("speech.wav"))'
+        )
+    return (
+        "from edge_imputer.recognizer import Recognizer\n\n"
+        'recognizer = Recognizer("path/of/this/folder")\n'
+        'print(recognizer.transcribe("speech.wav").text)'
+    )
+
+
+def _summary(spec: AnyModelSpec) -> str:
+    if isinstance(spec, KeywordModelSpec):
+        return _keyword_summary(spec)
     head, features = spec.head, spec.features
     alphabet = " ".join(f"`{c}`" for c in spec.tokens.characters)
     chunk_ms = 1000 * spec.chunk_samples / features.sample_rate
@@ -45,6 +60,21 @@ def _summary(spec: ModelSpec) -> str:
         f"frame every {1000 * spec.frame_s:g} ms, and an Imputer head that decodes chunks of "
         f"{chunk_ms:g} ms in {len(head.schedule)} passes.\n\n"
         f"Characters: {alphabet}"
+    )
+
+
+def _keyword_summary(spec: KeywordModelSpec) -> str:
+    features = spec.features
+    hop_ms = 1000 * features.hop_length / features.sample_rate
+    kind = features.__struct_config__.tag
+    network = "a streaming network"
+    if spec.windowed:
+        network = f"a network over windows of {spec.input_features * hop_ms:g} ms"
+    return (
+        f"A detector of {len(spec.keywords)} keywords, mono audio of {features.sample_rate} Hz. "
+        f"{features.n_mels} bands ({kind}) every {hop_ms:g} ms, {network} with a score every "
+        f"{1000 * spec.frame_s:g} ms, averaged over {spec.smoothing_ms} ms.\n\n"
+        f"Keywords: {', '.join(spec.keywords)}"
     )
 
 
@@ -128,7 +158,13 @@ def _training(manifest: Manifest) -> str:
 
 
 def _limits(manifest: Manifest) -> str:
-    lines = ["It writes the characters listed above and no others, whatever is said."]
+    only = "It writes the characters listed above and no others, whatever is said."
+    if isinstance(manifest.spec, KeywordModelSpec):
+        only = (
+            "It knows the keywords listed above and no others; what it was not trained to tell "
+            "from them may be taken for one."
+        )
+    lines = [only]
     metrics = manifest.metrics
     if metrics.data is None:
         lines.append("Nothing was measured yet.")

@@ -17,9 +17,11 @@ from onnx import numpy_helper
 from edge_imputer.errors import ExportError, require
 
 from .graph import MOVES, WEIGHT_AXIS, Array, Graph, Op
-from .onnx_emitter import clips_below_zero, value_names
+from .onnx_emitter import clips_below_zero
+from .onnx_names import value_names
 from .op_params import bias_scales
-from .tflite_emitter import OPERATORS
+from .parts import in_parts
+from .tflite_emitter import OPERATORS, REVERSED, kind_of
 
 Arrays = dict[str, Array]
 
@@ -120,10 +122,11 @@ def tflite_arrays(path: str | Path, graph: Graph | None = None) -> Arrays:
     file = _TfliteFile(Path(path).read_bytes())
     if graph is None:
         return dict(file.named())
+    groups = in_parts(graph)
     expected, found = [
         (len(ops), len(inputs), len(outputs))
         for ops, inputs, outputs in (
-            (graph.ops, graph.inputs, graph.outputs),
+            (groups, graph.inputs, graph.outputs),
             (file.subgraph.operators, file.subgraph.inputs, file.subgraph.outputs),
         )
     ]
@@ -132,7 +135,7 @@ def tflite_arrays(path: str | Path, graph: Graph | None = None) -> Arrays:
             f"{path}: expected {expected} operators, inputs and outputs, as {graph.name} has, "
             f"got {found}"
         )
-    file.bind(graph)
+    file.bind(graph, groups)
     return _collect(path, graph, file.operation)
 
 
@@ -214,24 +217,30 @@ class _TfliteFile:
         self.dtypes = {types.INT8: np.int8, types.INT32: np.int32, types.FLOAT32: np.float32}
         self.model = self.schema.ModelT.InitFromPackedBuf(content, 0)
         self.subgraph = self.model.subgraphs[0]
+        self.operators: list[tuple[Any, str, int]] = []  # of every operation, and which output
         self.constants: set[str] = set()
         self.numbers: dict[str, int] = {}  # of activations
 
-    def bind(self, graph: Graph) -> None:
+    def bind(self, graph: Graph, groups: list[tuple[Op, ...]]) -> None:
         """Say what the file should hold; its inputs and outputs are in the graph's order."""
+        self.operators = [
+            (operator, kind_of(ops), output)
+            for operator, ops in zip(self.subgraph.operators, groups, strict=True)
+            for output in range(len(ops))
+        ]
         self.constants = {name for name, t in graph.tensors.items() if t.data is not None}
         self.numbers = dict(zip(graph.inputs, self.subgraph.inputs, strict=True))
         self.numbers |= dict(zip(graph.outputs, self.subgraph.outputs, strict=True))
 
     def operation(self, k: int, op: Op) -> Found:
         """Arrays of the operands and of the output of one operation."""
-        operator = self.subgraph.operators[k]
+        operator, kind, output = self.operators[k]
         code = self.model.operatorCodes[operator.opcodeIndex].builtinCode
-        if code != getattr(self.schema.BuiltinOperator, OPERATORS[op.kind].name):
-            raise ValueError(f"expected {OPERATORS[op.kind].name}, got operator {code}")
-        inputs = operator.inputs[::-1] if op.kind == "embedding" else operator.inputs
+        if code != getattr(self.schema.BuiltinOperator, OPERATORS[kind].name):
+            raise ValueError(f"expected {OPERATORS[kind].name}, got operator {code}")
+        inputs = operator.inputs[::-1] if kind in REVERSED else operator.inputs
         operands = zip(op.inputs, inputs, strict=False)  # more are shapes and the like
-        for name, number in (*operands, (op.output, operator.outputs[0])):
+        for name, number in (*operands, (op.output, operator.outputs[output])):
             if name not in self.constants and self.numbers.setdefault(name, number) != number:
                 raise ValueError(f"tensor {number} is not {name}")
             yield from self._arrays(name, self.subgraph.tensors[number])

@@ -101,7 +101,9 @@ class Graph:
     The last `n_states` inputs and the last `n_states` outputs are the streaming state: output k
     of one call is input k of the next. `structural_quant` holds int8 parameters that follow from
     the network's structure and are not calibrated; the tensors of `saturating` take the scale of
-    those they share it with, and are cut to its range, such as a mask that leaves nothing.
+    those they share it with, and are cut to its range, such as a mask that leaves nothing. Those of
+    one group of `alike` take one scale though no operation ties them: they are one layer's, at
+    several times.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Graph:
     n_states: int = 0
     structural_quant: dict[str, QuantParams] = field(default_factory=dict)
     saturating: set[str] = field(default_factory=set)
+    alike: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def quantised(self) -> bool:

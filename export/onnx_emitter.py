@@ -2,12 +2,8 @@
 
 The int8 file's inputs, outputs and activations are int8; every arithmetic node stands between
 DequantizeLinear and QuantizeLinear, which onnxruntime fuses into its integer kernels. Weights and
-biases are initialisers named after the graph's tensors and hold the same bytes.
-
-Files of small networks would be half names, so the others are short. The output of operation k is
-``tk``, where k is its line in `dump`; ``tkf`` is its real value, ``tky`` that before it is
-quantised, ``tkn`` its int8 value with channels first. Scales are ``s0``, ``s1``..., zero points
-``z-128``, shapes ``i1x8x56``; what has the same value is one initialiser.
+biases are initialisers named after the graph's tensors and hold the same bytes; see `onnx_names`
+for what other values are called.
 """
 
 from __future__ import annotations
@@ -24,7 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_imputer.errors import ExportError
 
 from .graph import Array, Graph, Op
+from .onnx_names import prefix_of, value_names
 from .op_params import bias_scales, quant_of
+from .parts import cut, in_parts
 
 OPSET = 17  # QuantizeLinear and DequantizeLinear an axis (13); read by onnxruntime >= 1.12
 IR_VERSION = 8
@@ -67,43 +65,20 @@ def onnx_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.
     return model
 
 
-def value_names(graph: Graph) -> dict[str, str]:
-    """What the file calls every tensor of a graph: inputs, outputs and constants as the graph does,
-    the output of operation k ``tk``."""
-    kept = _kept_names(graph)
-    numbered = {op.output: f"{_prefix(kept)}t{k}" for k, op in enumerate(graph.ops)}
-    return numbered | {name: name for name in kept}
-
-
-def _kept_names(graph: Graph) -> list[str]:
-    constants = (name for name, tensor in graph.tensors.items() if tensor.data is not None)
-    return [*graph.inputs, *graph.outputs, *constants]
-
-
-def _prefix(kept: list[str]) -> str:
-    """What short names begin with, so that they are none of the graph's."""
-    prefix = ""
-    while any(re.match(prefix + "[tsiz][-0-9]", name) for name in kept):
-        prefix += "_"
-    return prefix
-
-
 class _Writer:
     """Appends ONNX nodes and initialisers; the float form of every operation."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.names = value_names(graph)
-        self.prefix = _prefix(_kept_names(graph))
+        self.prefix = prefix_of(graph)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.same: dict[tuple[object, ...], str] = {}  # by shape, type and bytes
         self.made: dict[tuple[object, ...], str] = {}
         self.n_scales = 0
-        for op in graph.ops:
-            if op.kind not in _EMIT:
-                raise ExportError(f"expected an operation among {sorted(_EMIT)}, got {op.kind!r}")
-            _EMIT[op.kind](self, op)
+        for ops in in_parts(graph):
+            self._emit(ops)
 
     def model(self) -> onnx.ModelProto:
         """The whole model, with the graph's inputs and outputs."""
@@ -120,6 +95,15 @@ class _Writer:
             ir_version=IR_VERSION,
             producer_name="edge-imputer",
         )
+
+    def _emit(self, ops: tuple[Op, ...]) -> None:
+        op = ops[0]
+        if op.kind not in _EMIT:
+            raise ExportError(f"expected an operation among {sorted(_EMIT)}, got {op.kind!r}")
+        if len(ops) > 1:
+            _split(self, ops)
+        else:
+            _EMIT[op.kind](self, op)
 
     def _value_info(self, name: str) -> onnx.ValueInfoProto:
         tensor = self.graph.tensors[name]
@@ -358,6 +342,13 @@ def _slice(w: _Writer, op: Op) -> None:
     cut = cut if cut.size else np.array([0])
     bounds = [w.ints(values) for values in (begin[cut], (begin + size)[cut], cut)]
     w.node("Slice", [w.operand(op.inputs[0]), *bounds], w.output(op), name=w.output(op))
+
+
+def _split(w: _Writer, ops: tuple[Op, ...]) -> None:
+    """Slices that are all of a tensor (see `parts`)."""
+    axis, _ = cut(w.graph, ops[0])
+    outputs = [w.output(op) for op in ops]
+    w.nodes.append(helper.make_node("Split", [w.operand(ops[0].inputs[0])], outputs, axis=axis))
 
 
 def _pad(w: _Writer, op: Op) -> None:

@@ -69,7 +69,7 @@ class TorchStep:
             return (out, *after)
 
         generator = torch.Generator().manual_seed(1)
-        features = torch.randn(1, encoder.step_frames, encoder.n_mels, generator=generator)
+        features = torch.randn(1, encoder.spec.step_features, encoder.n_mels, generator=generator)
         return cls(_Module(encoder, step).eval(), (features, *encoder.initial_state(1)))
 
     @classmethod

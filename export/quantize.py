@@ -189,8 +189,8 @@ def _group_params(graph: Graph, group: list[str], ranges: Mapping[str, Range]) -
 
 def scale_groups(graph: Graph) -> list[list[str]]:
     """Activations that must share one scale: those tied by operations that do not requantise,
-    by an embedding to its table, and by the streaming state. Constants that are computed with like
-    activations are among them."""
+    by an embedding to its table, by the streaming state, and those that the graph has as alike.
+    Constants that are computed with like activations are among them."""
     read = {name for op in graph.ops if op.kind not in WEIGHT_AXIS for name in op.inputs}
     parent = {
         name: name
@@ -204,6 +204,7 @@ def scale_groups(graph: Graph) -> list[list[str]]:
         return name
 
     ties = [(a, b) for op in graph.ops for a, b in _ties(op)] + graph.state_pairs
+    ties += [(names[0], name) for names in graph.alike for name in names[1:]]
     for a, b in ties:
         parent[root(a)] = root(b)
     groups: dict[str, list[str]] = {}

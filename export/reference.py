@@ -361,10 +361,15 @@ def integer_root(x: Int64) -> Int64:
     return result
 
 
+def scaled_for_sum(params: SumParams, steps: Int64, k: int) -> Int64:
+    """What input k of an add or sub, in steps from its zero point, contributes to the sum."""
+    fine = steps << params.left_shift
+    return multiply_by_quantized_multiplier(fine, params.multipliers[k], params.shifts[k])
+
+
 def _sum_int(params: SumParams, sign: int) -> Kernel:
     def scaled(x: Array, k: int) -> Int64:
-        fine = (x.astype(np.int64) - params.zero_points[k]) << params.left_shift
-        return multiply_by_quantized_multiplier(fine, params.multipliers[k], params.shifts[k])
+        return scaled_for_sum(params, x.astype(np.int64) - params.zero_points[k], k)
 
     def kernel(x: Array, y: Array) -> Array:
         total = scaled(x, 0) + sign * scaled(y, 1)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.backends.stepper import Stepper
-from edge_imputer.bundle import GraphRecord, TensorRecord
+from edge_imputer.backends.stepper import KeywordStepper, Stepper
+from edge_imputer.bundle import GraphName, GraphRecord, TensorRecord
 from edge_imputer.errors import ExportError
+from edge_imputer.keyword_stream import KeywordStream
 from edge_imputer.pipeline import StreamingDecoder
-from edge_imputer.specs import ModelSpec
+from edge_imputer.specs import KeywordModelSpec, ModelSpec
 
-from .calibration import Calibration
+from .calibration import Calibration, Method
 from .graph import Array, Graph, macs
 from .memory import plan, weight_bytes
-from .quantize import quantise
+from .ranges import Ranges, quantise_by
 from .reference import Interpreter
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -89,14 +91,17 @@ def decode_watched(
         decoder.decode(waveform)
 
 
-def calibrate_and_quantise(
-    encoder: Graph, imputer: Graph, spec: ModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
-) -> tuple[Graph, Graph]:
-    """Quantise both graphs over what decoding real audio meets in them.
+def calibrate(
+    encoder: Graph,
+    imputer: Graph,
+    spec: ModelSpec,
+    waveforms: Iterable[npt.NDArray[np.float32]],
+    method: Method = "min-max",
+) -> Ranges:
+    """Ranges of what decoding real audio meets in both graphs.
 
     Every utterance is decoded in float, with the model's own schedule, so that the head is
-    calibrated on the partial alignments it will see. The head reads encoder frames exactly as
-    the encoder writes them: both graphs share that scale.
+    calibrated on the partial alignments it will see.
 
     Parameters
     ----------
@@ -105,19 +110,81 @@ def calibrate_and_quantise(
     spec : ModelSpec
     waveforms : iterable of float32 arrays, (n,)
         At the model's sample rate.
+    method : as `Calibration` takes it
+
+    Raises
+    ------
+    ExportError
+        On no audio.
+    """
+    calibrations = Calibration(encoder, method), Calibration(imputer, method)
+    decode_watched(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run), waveforms)
+    return {calibration.graph.name: calibration.ranges for calibration in calibrations}
+
+
+def calibrate_and_quantise(
+    encoder: Graph, imputer: Graph, spec: ModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
+) -> tuple[Graph, Graph]:
+    """Quantise both graphs over the ranges of `calibrate`.
 
     Raises
     ------
     ExportError
         On no audio, or on what `quantise` refuses.
     """
-    calibrations = Calibration(encoder), Calibration(imputer)
-    decode_watched(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run), waveforms)
-    int_encoder = quantise(encoder, calibrations[0].ranges)
-    frames = int_encoder.tensors[encoder.outputs[0]].quant
-    if frames is None:
-        raise ExportError(f"expected {encoder.outputs[0]} to be quantised")
-    return int_encoder, quantise(imputer, calibrations[1].ranges, {imputer.inputs[0]: frames})
+    ranges = calibrate(encoder, imputer, spec, waveforms)
+    int_encoder, int_imputer = quantise_by((encoder, imputer), ranges)
+    return int_encoder, int_imputer
+
+
+def keyword_reference(
+    graph: Graph, spec: KeywordModelSpec, run: Run | None = None
+) -> KeywordStepper:
+    """A keyword model's backend that computes in numpy: float32, or its exact integers.
+
+    Parameters
+    ----------
+    graph : Graph
+    spec : KeywordModelSpec
+    run : optional
+        How to run it, if not by `Interpreter`: so that somebody can watch.
+    """
+    return KeywordStepper(
+        "reference" if graph.quantised else "reference-float",
+        spec,
+        graph_record(graph),
+        _GraphModel(graph, Interpreter(graph).run if run is None else run),
+        quantised=graph.quantised,
+    )
+
+
+def calibrate_keywords(
+    graph: Graph,
+    spec: KeywordModelSpec,
+    waveforms: Iterable[npt.NDArray[np.float32]],
+    method: Method = "min-max",
+) -> Ranges:
+    """Ranges of what listening to real audio meets in a keyword model's graph.
+
+    Parameters
+    ----------
+    graph : Graph
+        Float.
+    spec : KeywordModelSpec
+    waveforms : iterable of float32 arrays, (n,)
+        At the model's sample rate. Each is a stream of its own.
+    method : as `Calibration` takes it
+
+    Raises
+    ------
+    ExportError
+        On no audio.
+    """
+    calibration = Calibration(graph, method)
+    stream = KeywordStream(spec, keyword_reference(graph, spec, calibration.run))
+    for waveform in waveforms:
+        stream.score(waveform)
+    return {graph.name: calibration.ranges}
 
 
 def graph_record(graph: Graph, arena_bytes: int | None = None) -> GraphRecord:
@@ -129,10 +196,12 @@ def graph_record(graph: Graph, arena_bytes: int | None = None) -> GraphRecord:
     arena_bytes : int, optional
         Scratch memory of one call; that of `memory.plan` where nobody knows better.
     """
-    if graph.name not in ("encoder", "imputer"):
-        raise ExportError(f"expected a graph named encoder or imputer, got {graph.name!r}")
+    if graph.name not in get_args(GraphName):
+        raise ExportError(
+            f"expected a graph named {', '.join(get_args(GraphName))}, got {graph.name!r}"
+        )
     return GraphRecord(
-        name="encoder" if graph.name == "encoder" else "imputer",
+        name=cast(GraphName, graph.name),
         inputs=tuple(_tensor_record(graph, name) for name in graph.inputs),
         outputs=tuple(_tensor_record(graph, name) for name in graph.outputs),
         n_states=graph.n_states,

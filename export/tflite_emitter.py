@@ -3,8 +3,9 @@
 No converter is involved, so the file carries exactly the numbers of the graph, and its bytes depend
 on the graph only. Files of small networks would be half bookkeeping, so whatever is equal stands
 in them once: shapes, scales, zero points, options, constants (see `flatbuffer`). Inputs, outputs
-and weights have names; an activation has the number of the operator that computes it instead,
-which is also its line in `dump`.
+and weights have names; an activation has the number of the operation that computes it instead,
+which is its line in `dump`. That is the operator's number too, but for slices that are all of a
+tensor, which are one SPLIT (see `parts`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from edge_imputer.errors import ExportError
 from .flatbuffer import TfliteBuilder
 from .graph import WEIGHT_AXIS, Array, Graph, Op, Tensor
 from .op_params import bias_scales
+from .parts import cut, in_parts
 
 
 class Builtin(NamedTuple):
@@ -31,6 +33,7 @@ class Builtin(NamedTuple):
     float32: tuple[int, str]
 
 
+SPLIT = "split"  # no operation of a graph's: slices that are all of a tensor, see `parts`
 # Versions are those the TFLite converter writes, but for FULLY_CONNECTED in int8: it would write 4,
 # which runtimes up to 2.9 accept too, though they read only the first weight scale, and compute
 # nonsense. Version 10 keeps them out: 2.13 is the first that has it.
@@ -53,10 +56,12 @@ OPERATORS = {
     "embedding": Builtin("GATHER", (2, "1.14.0"), (1, "1.6.0")),
     "concat": Builtin("CONCATENATION", (2, "1.14.0"), (1, "1.5.0")),
     "slice": Builtin("SLICE", (2, "1.14.0"), (1, "1.14.0")),
+    SPLIT: Builtin("SPLIT", (2, "1.14.0"), (1, "1.5.0")),
     "pad": Builtin("PAD", (2, "1.14.0"), (1, "1.5.0")),
     "reshape": Builtin("RESHAPE", (1, "1.5.0"), (1, "1.5.0")),
     "transpose": Builtin("TRANSPOSE", (2, "1.14.0"), (1, "1.6.0")),
 }
+REVERSED = frozenset({"embedding", SPLIT})  # TFLite takes the table, or the axis, first
 SCHEMA_VERSION = 3
 RUNTIME_KEY = "min_runtime_version"  # metadata that TFLite's own tools read
 
@@ -91,8 +96,13 @@ def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> byt
 
 def minimum_runtime(graph: Graph) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    versions = [_version(graph, op.kind)[1] for op in graph.ops]
+    versions = [_version(graph, kind_of(ops))[1] for ops in in_parts(graph)]
     return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
+
+
+def kind_of(ops: tuple[Op, ...]) -> str:
+    """Key among `OPERATORS` of one operation, or of slices that are one operator."""
+    return SPLIT if len(ops) > 1 else ops[0].kind
 
 
 def _version(graph: Graph, kind: str) -> tuple[int, str]:
@@ -121,7 +131,7 @@ class _Writer:
         named = {*graph.inputs, *graph.outputs}
         for name in dict.fromkeys([*(op.output for op in graph.ops), *graph.inputs]):
             self._activation(graph.tensors[name], name if name in named else "")
-        self.operators = [self._operator(op) for op in graph.ops]
+        self.operators = [self._operator(ops) for ops in in_parts(graph)]
 
     def finish(self, metadata: Mapping[str, str]) -> bytes:
         """Put the model together and serialise it."""
@@ -194,24 +204,25 @@ class _Writer:
             self.buffers.append(buffer)
         return self.buffers.index(buffer)
 
-    def _operator(self, op: Op) -> int:
-        _version(self.graph, op.kind)  # refuses what is unknown
-        call = _CALLS[op.kind](self, op)
-        inputs = [self._operand(name) for name in op.inputs]
-        if op.kind == "embedding":
-            inputs.reverse()  # TFLite takes the table first
+    def _operator(self, ops: tuple[Op, ...]) -> int:
+        kind = kind_of(ops)
+        _version(self.graph, kind)  # refuses what is unknown
+        call = _CALLS[kind](self, ops[0])
+        inputs = [self._operand(name) for name in ops[0].inputs]
         for values in call.constants:  # such as a shape
             data = np.array(values, np.int32)
             inputs.append(self._constant(Tensor("", data.shape, "int32", data=data)))
+        if kind in REVERSED:
+            inputs.reverse()
         options: dict[str, int] = {}
         if call.table:
             options["builtinOptionsType"] = getattr(self.schema.BuiltinOptions, call.table)
             options["builtinOptions"] = self.file.table(call.table, **call.fields)
         return self.file.table(
             "Operator",
-            opcodeIndex=self.codes.setdefault(op.kind, len(self.codes)),
+            opcodeIndex=self.codes.setdefault(kind, len(self.codes)),
             inputs=self.file.numbers(inputs),
-            outputs=self.file.numbers([self.numbers[op.output]]),
+            outputs=self.file.numbers([self.numbers[op.output] for op in ops]),
             **options,
         )
 
@@ -250,7 +261,7 @@ class _Call(NamedTuple):
 
     table: str
     fields: Mapping[str, Any] = MappingProxyType({})
-    constants: tuple[Iterable[Any], ...] = ()
+    constants: tuple[Iterable[Any] | int, ...] = ()
 
 
 def _activation(w: _Writer, op: Op) -> int:
@@ -291,6 +302,11 @@ def _mean(w: _Writer, op: Op) -> _Call:
     return _Call("ReducerOptions", {"keepDims": True}, ([last],))
 
 
+def _split(w: _Writer, first: Op) -> _Call:
+    axis, n_parts = cut(w.graph, first)
+    return _Call("SplitOptions", {"numSplits": n_parts}, (axis,))
+
+
 def _plain(table: str) -> Callable[[_Writer, Op], _Call]:
     """Options that stay at their defaults."""
     return lambda w, op: _Call(table)
@@ -317,6 +333,7 @@ _CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
     "embedding": lambda w, op: _Call("GatherOptions", {"axis": 0}),
     "concat": lambda w, op: _Call("ConcatenationOptions", {"axis": op.attrs["axis"]}),
     "slice": lambda w, op: _Call("SliceOptions", {}, (op.attrs["begin"], op.attrs["size"])),
+    SPLIT: _split,
     "pad": lambda w, op: _Call("PadOptions", {}, (op.attrs["paddings"],)),
     "reshape": lambda w, op: _Call(
         "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)

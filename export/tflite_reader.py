@@ -17,7 +17,7 @@ from edge_imputer.quantization import QuantParams
 
 from .graph import WEIGHT_AXIS, Array, Graph, Op, Tensor
 from .op_params import op_params
-from .tflite_emitter import OPERATORS
+from .tflite_emitter import OPERATORS, SPLIT
 
 Attributes = dict[str, Any]
 
@@ -68,7 +68,7 @@ class _Reader:
 
     def graph(self, n_states: int) -> Graph:
         """The whole graph."""
-        ops = [self._op(operator) for operator in self.subgraph.operators]
+        ops = [op for operator in self.subgraph.operators for op in self._ops(operator)]
         used = {name for op in ops for name in (*op.inputs, op.output)}
         inputs, outputs = (
             [self.names[k] for k in numbers]
@@ -110,15 +110,29 @@ class _Reader:
             quant = QuantParams(scale=float(np.float32(q.scale[0])), zero_point=int(q.zeroPoint[0]))
         return Tensor(name, shape, dtype, data=data, quant=quant)
 
-    def _op(self, operator: Any) -> Op:
+    def _ops(self, operator: Any) -> list[Op]:
+        """An operator's operation, or the slices that a SPLIT is."""
         kind = self.kinds[operator.opcodeIndex]
         if not kind:
             code = self.model.operatorCodes[operator.opcodeIndex].builtinCode
             raise ExportError(f"{self.source}: operator {code} is none that we write")
-        inputs = [int(k) for k in operator.inputs]
-        (output,) = (int(k) for k in operator.outputs)
+        inputs, outputs = ([int(k) for k in ks] for ks in (operator.inputs, operator.outputs))
+        if kind == SPLIT:
+            return self._slices(inputs, [self.tensors[k] for k in outputs])
         attrs = _ATTRIBUTES.get(kind, _none)(self, operator.builtinOptions, inputs)
-        return Op(kind, tuple(self.names[k] for k in inputs), self.names[output], attrs)
+        (output,) = outputs
+        return [Op(kind, tuple(self.names[k] for k in inputs), self.names[output], attrs)]
+
+    def _slices(self, inputs: list[int], parts: list[Tensor]) -> list[Op]:
+        inputs.reverse()  # TFLite takes the axis first
+        (axis,) = self.constant(inputs)
+        ops, begin = [], 0
+        for part in parts:
+            begins = tuple(begin if a == axis else 0 for a in range(len(part.shape)))
+            attrs = {"begin": begins, "size": part.shape}
+            ops.append(Op("slice", (self.names[inputs[0]],), part.name, attrs))
+            begin += part.shape[axis]
+        return ops
 
     def constant(self, inputs: list[int]) -> list[int]:
         """Take the last input off, which is a constant of integers."""

@@ -5,8 +5,8 @@ integers computed before it, the steps that a runtime is off are held to `parity
 every runtime listens to the same clips, from its own states on: each pair must write down the same
 for nearly all.
 
-A bundle is a list of graphs and a way to decode with them: `DECODERS` has one by the type of the
-bundle's specification, and nothing else here knows what the graphs are for.
+A bundle is a list of graphs and a way to decode with them: `decoders` has one for each kind of
+model, and nothing here knows what the graphs are for.
 """
 
 from __future__ import annotations
@@ -17,17 +17,12 @@ from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_imputer.backends import Backend, load_backend
 from edge_imputer.backends.native_library import find_compiler
-from edge_imputer.backends.stepper import Model, Stepper
 from edge_imputer.bundle import Bundle
 from edge_imputer.errors import BackendError, ExportError
-from edge_imputer.pipeline import StreamingDecoder
-from edge_imputer.specs import ModelSpec
-from edge_imputer.tokens import Tokenizer
 
+from .decoders import KINDS, AnyBackend, Decoded, Waveform
 from .graph import Array, Graph
 from .parity import LayerParity, layer_parity, same_arrays, tolerance
 from .reference import Interpreter
@@ -37,16 +32,7 @@ from .tflite_reader import read_tflite
 INTEGERS, FLOAT, NATIVE = "integers", "onnxruntime-float", "native"
 NAMES = (*ALL_RUNTIMES, NATIVE, FLOAT)
 MIN_AGREEMENT = 0.99
-Waveform = npt.NDArray[np.float32]
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What came of one clip: text, and the numbers it was read from."""
-
-    text: str
-    scores: Array
 
 
 @dataclass(frozen=True)
@@ -168,7 +154,11 @@ def verify(
     _check(waveforms, runtimes)
     graphs = read_graphs(bundle)
     calls = _calls(bundle, graphs, waveforms[0], n_calls)
-    backends = {INTEGERS: _stepper(bundle, INTEGERS, [_Integers(graph) for graph in graphs])}
+    backends = {
+        INTEGERS: KINDS[type(bundle.spec)].backend(
+            bundle, INTEGERS, [_Integers(graph) for graph in graphs]
+        )
+    }
     absent, refused = _open(bundle, runtimes, backends)
     single = [name for name in runtimes if name in ALL_RUNTIMES and name not in absent]
     layers = {
@@ -235,45 +225,18 @@ def _calls(
     """Inputs of at most n calls of each graph while the exact integers decode a clip."""
     recorded: list[list[dict[str, Array]]] = [[] for _ in graphs]
     models = [_Integers(graph, calls) for graph, calls in zip(graphs, recorded, strict=True)]
-    _listen(bundle, _stepper(bundle, INTEGERS, models), [waveform])
+    _listen(bundle, KINDS[type(bundle.spec)].backend(bundle, INTEGERS, models), [waveform])
     spread = [np.linspace(0, len(calls) - 1, min(n, len(calls))).round() for calls in recorded]
     return [[calls[int(k)] for k in at] for calls, at in zip(recorded, spread, strict=True)]
 
 
-def _stepper(
-    bundle: Bundle, name: str, models: Sequence[Model], *, quantised: bool = True
-) -> Backend:
-    """The models of a bundle as a backend."""
-    encoder, imputer = (bundle.manifest.graph(part) for part in ("encoder", "imputer"))
-    pair = models[0], models[1]
-    return Stepper(name, bundle.spec, (encoder, imputer), pair, quantised=quantised)
-
-
-def _speech(bundle: Bundle, backend: Backend) -> Callable[[Waveform], Decoded]:
-    """Transcripts, by the bundle's own schedule."""
-    decoder, tokenizer = StreamingDecoder(bundle, backend=backend), Tokenizer(bundle.spec.tokens)
-
-    def decode(waveform: Waveform) -> Decoded:
-        chunks = decoder.decode(waveform)
-        alignment = np.concatenate([chunk.alignment for chunk in chunks])
-        text = tokenizer.decode(tokenizer.collapse(alignment.tolist()))
-        return Decoded(text, np.concatenate([chunk.log_probs for chunk in chunks]))
-
-    return decode
-
-
-DECODERS: dict[type, Callable[[Bundle, Backend], Callable[[Waveform], Decoded]]] = {
-    ModelSpec: _speech,
-}
-
-
-def _listen(bundle: Bundle, backend: Backend, waveforms: Iterable[Waveform]) -> list[Decoded]:
-    decode = DECODERS[type(bundle.spec)](bundle, backend)
+def _listen(bundle: Bundle, backend: AnyBackend, waveforms: Iterable[Waveform]) -> list[Decoded]:
+    decode = KINDS[type(bundle.spec)].decoder(bundle, backend)
     return [decode(waveform) for waveform in waveforms]
 
 
 def _open(
-    bundle: Bundle, runtimes: Sequence[str], backends: dict[str, Backend]
+    bundle: Bundle, runtimes: Sequence[str], backends: dict[str, AnyBackend]
 ) -> tuple[dict[str, str], list[str]]:
     """Load a bundle's files; what is absent by runtime, and what was refused."""
     absent: dict[str, str] = {}
@@ -303,15 +266,15 @@ def _absence(bundle: Bundle, name: str) -> str | None:
     return None
 
 
-def _backend(bundle: Bundle, name: str) -> Backend:
+def _backend(bundle: Bundle, name: str) -> AnyBackend:
     if name in (NATIVE, FLOAT):
-        return load_backend(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
+        return KINDS[type(bundle.spec)].load(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
     runtime = ALL_RUNTIMES[name]
     ending = {"onnx": "int8.onnx", "tflite": "tflite"}[runtime.suffix]
     files = [
         bundle.file(f"{runtime.suffix}/{record.name}.{ending}") for record in bundle.manifest.graphs
     ]
-    return _stepper(bundle, name, [runtime.open(file) for file in files])
+    return KINDS[type(bundle.spec)].backend(bundle, name, [runtime.open(file) for file in files])
 
 
 # ------------------------------------------------------------------------------ what is exceeded

@@ -77,7 +77,7 @@ class Step:
         body = "".join(self._body).lstrip("\n")
         ignored = "".join(
             f"    (void){name};\n"
-            for name in ("alignment", "arena")
+            for name in ("alignment", "state", "arena")
             if re.search(rf"\b{name}\b", self.signature) and not re.search(rf"\b{name}\b", body)
         )
         result = f"\n    return {self.result};\n" if self.result else ""

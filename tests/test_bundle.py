@@ -110,7 +110,7 @@ def test_link_that_leaves_the_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=4), r"schema_version 4 is newer than 3.*pip install -U"),
+        (lambda m: m.update(schema_version=5), r"schema_version 5 is newer than 4.*pip install -U"),
         (lambda m: m.update(schema_version=0), "schema_version 0 is not known"),
         (lambda m: m.update(schema_version="1"), "expected an integer schema_version, got '1'"),
         (lambda m: m.pop("schema_version"), "got None"),
@@ -120,6 +120,8 @@ def test_link_that_leaves_the_bundle(tmp_path: Path) -> None:
         (lambda m: m.pop("licence"), "licence"),
         (lambda m: m.pop("keyword_threshold"), "keyword_threshold"),
         (lambda m: m.pop("operating_point"), "operating_point"),
+        (lambda m: m["spec"].pop("kind"), "kind"),
+        (lambda m: m["spec"].update(kind="vision"), "vision"),
         (lambda m: m["spec"].pop("flush_ms"), r"missing spec\.flush_ms; .*no default"),
         (lambda m: m["spec"]["features"].pop("log_floor"), r"missing spec\.features\.log_floor"),
         (
@@ -177,7 +179,7 @@ def test_an_older_schema_is_migrated_by_its_function(
         manifest["schema_version"] = 0
         manifest["license"] = manifest.pop("licence")
         del manifest["operating_point"]  # which versions 1 and 2 do not have
-        del manifest["spec"]["features"]["kind"]
+        del manifest["spec"]["features"]["kind"], manifest["spec"]["kind"]
         for key in ("mixer", "heads", "context", "order"):  # version 1 has none either
             del manifest["spec"]["head"][key]
 
@@ -195,6 +197,7 @@ def test_version_1_had_convolutions_and_committed_by_confidence(tmp_path: Path) 
     def age(manifest: dict[str, Any]) -> None:
         manifest["schema_version"] = 1
         del manifest["operating_point"], manifest["spec"]["features"]["kind"]
+        del manifest["spec"]["kind"]
         for key in ("mixer", "heads", "context", "order"):
             del manifest["spec"]["head"][key]
 
@@ -209,10 +212,23 @@ def test_version_2_had_no_operating_point_and_log_mel_only(tmp_path: Path) -> No
     def age(manifest: dict[str, Any]) -> None:
         manifest["schema_version"] = 2
         del manifest["operating_point"], manifest["spec"]["features"]["kind"]
+        del manifest["spec"]["kind"]
 
     edit(tmp_path, age)
     assert Bundle.load(tmp_path).manifest == written
     assert written.operating_point is None
+
+
+def test_version_3_had_no_keyword_models(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path)
+
+    def age(manifest: dict[str, Any]) -> None:
+        manifest["schema_version"] = 3
+        del manifest["spec"]["kind"]
+
+    edit(tmp_path, age)
+    assert Bundle.load(tmp_path).manifest == written
+    assert written.spec == small_spec()
 
 
 def test_a_broken_manifest_of_version_1_is_named(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def stream(model: ConformerEncoder, x: Tensor, parts: list[int]) -> Tensor:
         out, state = model.step(chunk, state)
         n_fed += chunk.shape[1]
         assert [(tensor.shape, tensor.dtype) for tensor in state[1:]] == shapes
-        assert state[0].shape[1] == n_fed % model.step_frames
+        assert state[0].shape[1] == n_fed % model.step_features
         outs.append(out)
     return torch.cat([*outs, model.finish(state)], 1)
 
@@ -198,10 +198,10 @@ def test_same_weights_serve_other_chunks():
     outs = []
     for n_frames in (2, 6, 20):
         spec = SMALL.with_chunk(n_frames)
-        assert spec.chunk_frames == n_frames
+        assert spec.step_features == n_frames
         twin = encoder(spec, seed=1)
         twin.load_state_dict(model.state_dict())
-        assert twin.step_frames == n_frames
+        assert twin.step_features == n_frames
         outs.append(whole(twin, x))
         close(stream(twin, x, [13, 37]), outs[-1])
     close(outs[1], whole(model, x))
@@ -283,8 +283,8 @@ def test_padding_does_not_change_training(recompute):
 def test_receptive_field_is_what_perturbations_reach(attention, subsampling):
     spec = msgspec.structs.replace(SMALL, attention=attention, subsampling=subsampling, kernel=2)
     model = encoder(spec)
-    before = -(-model.receptive_field // spec.chunk_frames) * spec.chunk_frames
-    n_frames = before + spec.chunk_frames
+    before = -(-model.receptive_field // spec.step_features) * spec.step_features
+    n_frames = before + spec.step_features
     x = noise(1, n_frames, FEATURES.n_mels)
     perturbed = x.repeat(n_frames, 1, 1)
     perturbed[range(n_frames), range(n_frames)] += noise(FEATURES.n_mels)

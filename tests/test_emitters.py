@@ -30,11 +30,13 @@ from edge_imputer.export.parity import (
     tflite_arrays,
     tolerance,
 )
+from edge_imputer.export.parts import in_parts
 from edge_imputer.export.quantize import quantise
 from edge_imputer.export.reference import Interpreter, run_float, run_int, zero_feeds
 from edge_imputer.export.simulate import calibrate_and_quantise
 from edge_imputer.export.tflite_emitter import (
     OPERATORS,
+    kind_of,
     minimum_runtime,
     tflite_bytes,
     write_tflite,
@@ -318,7 +320,7 @@ def test_tflite_file_says_what_it_needs(which: str) -> None:
     assert which in model.description.decode()
     codes = {getattr(schema.BuiltinOperator, o.name): o for o in OPERATORS.values()}
     versions = {codes[code.builtinCode]: code.version for code in model.operatorCodes}
-    wanted = {OPERATORS[op.kind] for op in graph.ops}
+    wanted = {OPERATORS[kind_of(ops)] for ops in in_parts(graph)}
     assert versions == {operator: operator.int8[0] for operator in wanted}
     assert [m.name for m in model.metadata] == [b"min_runtime_version"]
     stated = bytes(model.buffers[model.metadata[0].buffer].data).rstrip(b"\0").decode()

@@ -53,11 +53,11 @@ class FusedAttention(nn.Module):
 class Toy(Encoder):
     """One layer over chunks of 5 feature frames; chunk k comes out with chunk k + `ahead`."""
 
-    receptive_field = 5
+    receptive_field, step_features = 5, 5
 
     def __init__(self, layer: nn.Module, d_model: int, ahead: int = 0) -> None:
         super().__init__()
-        self.d_model, self.subsampling, self.step_frames = d_model, 1, 5
+        self.d_model, self.subsampling = d_model, 1
         self.layer, self.ahead = layer, ahead
 
     def initial_state(self, batch: int = 1) -> State:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.errors import DataError, SpecError
 from edge_imputer.metrics import edits
+from edge_imputer.peaks import EVENT_FLOOR, Peak, PeakPicker
 from edge_imputer.train.evaluation import (
     Entry,
     Journal,
@@ -26,11 +27,9 @@ from edge_imputer.train.evaluation import (
     choose_threshold,
     mix_at_snr,
     pick_events,
-    pick_peaks,
     word_errors,
 )
 from edge_imputer.train.evaluation.events import (
-    EVENT_FLOOR,
     MISSED,
     occurrence_scores,
     said_in,
@@ -136,12 +135,51 @@ def peaks_slowly(scores: npt.NDArray[np.float32], min_gap: int) -> list[int]:
     return sorted(events)
 
 
+def peaks_of(scores: npt.NDArray[np.float32], min_gap: int, threshold: float = 0.0) -> list[Peak]:
+    picker = PeakPicker([threshold], min_gap)
+    return [*picker.push(scores[:, None]), *picker.finish()]
+
+
 @given(SCORES, st.integers(1, 8))
 def test_peaks_are_those_of_the_definition(scores: npt.NDArray[np.float32], gap: int) -> None:
-    frames, values = pick_peaks(scores, gap)
-    assert frames.tolist() == peaks_slowly(scores, gap)
-    assert values.tolist() == scores[frames].tolist()
+    found = peaks_of(scores, gap)
+    frames = [peak.frame for peak in found]
+    assert frames == peaks_slowly(scores, gap)
+    np.testing.assert_allclose([peak.score for peak in found], scores[frames], atol=1e-7)
     assert (np.diff(frames) >= gap).all()
+
+
+@given(SCORES, st.integers(1, 8), st.lists(st.integers(0, 9), max_size=8))
+def test_peaks_of_a_stream_are_those_of_the_whole(
+    scores: npt.NDArray[np.float32], gap: int, cuts: list[int]
+) -> None:
+    picker = PeakPicker([0.0], gap)
+    found, at = [], 0
+    for n in [*cuts, len(scores)]:
+        new = picker.push(scores[at : at + n, None])
+        at = min(len(scores), at + n)
+        assert all(peak.frame + gap <= at for peak in new)  # nothing is said too early
+        found += new
+    assert [*found, *picker.finish()] == peaks_of(scores, gap)
+
+
+@given(SCORES, st.integers(1, 8), st.sampled_from([0.1, 0.15, 0.5, 0.9, 1.0]))
+def test_a_stream_with_a_threshold_finds_the_events_that_reach_it(
+    scores: npt.NDArray[np.float32], gap: int, threshold: float
+) -> None:
+    all_of_them = peaks_of(scores, gap)
+    found = peaks_of(scores, gap, threshold)
+    assert found == [peak for peak in all_of_them if peak.score >= threshold]
+
+
+def test_a_peak_is_said_when_its_refractory_time_is_over() -> None:
+    """Also where the score never falls below the threshold again."""
+    picker = PeakPicker([0.1], 5)
+    scores = np.tile(np.array([0.9, 0.5], np.float32), 40)
+    said = {at: picker.push(scores[at : at + 1, None]) for at in range(80)}
+    heard = [(at, peak.frame) for at, peaks in said.items() for peak in peaks]
+    assert heard[:3] == [(5, 0), (11, 6), (17, 12)]
+    assert len(picker.finish()) == 1
 
 
 @given(SCORES, st.integers(1, 8), st.sampled_from([0.1, 0.15, 0.5, 0.9, 1.0]))
@@ -149,10 +187,9 @@ def test_events_of_a_threshold_need_no_second_look(
     scores: npt.NDArray[np.float32], gap: int, threshold: float
 ) -> None:
     """Counting among all events equals forgetting all that is below the threshold first."""
-    _, values = pick_peaks(scores, gap)
+    events = [peak for peak in peaks_of(scores, gap) if peak.score >= threshold]
     floored = np.where(scores >= np.float32(threshold), scores, 0)
-    _, recomputed = pick_peaks(floored, gap)
-    assert (values >= np.float32(threshold)).sum() == len(recomputed)
+    assert events == peaks_of(floored, gap)
 
 
 def test_events_not_frames() -> None:

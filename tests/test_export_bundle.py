@@ -288,7 +288,7 @@ def test_card_says_what_the_manifest_says(bundle: Bundle) -> None:
 def test_card_escapes_what_would_break_its_tables() -> None:
     spec, _, _, encoder, imputer = small_model()
     manifest = Manifest(
-        schema_version=3,
+        schema_version=4,
         minimum_runtime_version="0.1.0",
         name="x",
         spec=spec,

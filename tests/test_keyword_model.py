@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edge_imputer.errors import SpecError
 from edge_imputer.frontend import LogMel
 from edge_imputer.frontends import frontend_of
+from edge_imputer.keyword_stream import smoothed
 from edge_imputer.microfrontend import Microfrontend
 from edge_imputer.pcen import Pcen
 from edge_imputer.specs import (
@@ -35,7 +36,7 @@ from edge_imputer.specs import (
     WindowedSpec,
     for_classes,
 )
-from edge_imputer.train.keyword_model import KeywordModel, TorchKeywordSystem, smoothed
+from edge_imputer.train.keyword_model import KeywordModel, TorchKeywordSystem
 
 from .fakes import noise
 
@@ -164,10 +165,11 @@ def test_a_clip_alone_equals_the_clip_in_a_padded_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 @settings(max_examples=10, deadline=None)
 @given(cuts=st.lists(st.integers(1, 5), max_size=5))
-@example(cuts=[5, 5, 5])  # after which nothing is left, for units of four frames
+@example(cuts=[5, 5, 5])  # after which nothing is left, for units of four frames,
+@example(cuts=[5, 5, 5, 5])  # and of three
 def test_streaming_equals_batch(name: str, cuts: list[int]) -> None:
     keywords = model(name)
-    unit = keywords.encoder.step_frames if name in ("crnn", "tcn") else 1
+    unit = keywords.encoder.step_features if name in ("crnn", "tcn") else 1
     n_frames = 60
     x = torch.randn(2, n_frames, 20, generator=torch.Generator().manual_seed(1))
     state, at, outs = keywords.initial_state(2), 0, []

@@ -49,10 +49,12 @@ class Layer:
 
 
 RUNTIME = frozenset({"numpy", "soundfile", "soxr", "msgspec", "typer", "rich"})
-LOWERING = {f"export/lowering/{name}.py" for name in ("context", "layers", "encoders", "heads")}
-CHECKPOINT_READERS = frozenset(
-    {"export/build.py", "export/bundle.py", "export/benchmark.py", "export/oracle.py"} | LOWERING
-)
+_LOWERING = ("context", "traced", "layers", "attention", "encoders", "heads")
+LOWERING = {f"export/lowering/{name}.py" for name in _LOWERING}
+# Training in the exported integers: the graph in torch, in place of a task's modules.
+QAT = {f"export/qat/{name}.py" for name in ("exact", "kernels", "executor", "models", "quantiser")}
+MEASURED = {"export/benchmark.py", "export/oracle.py"}  # torch modules beside their graphs
+CHECKPOINT_READERS = frozenset({"export/build.py", "export/bundle.py"} | MEASURED | LOWERING | QAT)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
 TABLE = {

@@ -79,7 +79,7 @@ SMALL = {
     "conformer, branches": msgspec.structs.replace(
         SMALL_CONFORMER, intermediate_ctc=(1,), n_tokens=7
     ),
-    "crnn-windowed": WindowedCrnnSpec(channels=4, hidden=4, dense=8, window_frames=31),
+    "crnn-windowed": WindowedCrnnSpec(channels=4, hidden=4, dense=8, window_frames=90),
     "cnn-windowed": WindowedCnnSpec(channels=(4, 6), linear=6, dense=8),
 }
 HEADS = {
@@ -241,10 +241,11 @@ def test_runtimes_compute_the_integers(name: str, runtime: str, tmp_path: Path) 
             assert result.shape == values[key].shape
             differences.append(np.abs(result.astype(int) - values[key]).ravel())
     steps = np.concatenate(differences)
-    # TFLite's reference kernels round twice, in every layer.
+    # TFLite's reference kernels round twice, in every layer; a window's frames are layers too.
     attends, twice = "conformer" in name, runtime == "litert-reference"
+    deep = attends or name == "crnn-windowed"
     assert steps.max() <= (12 if attends else 4)
-    assert (steps > 1).mean() < (0.12 if attends and twice else 0.05 if twice else 0.02)
+    assert (steps > 1).mean() < (0.15 if deep and twice else 0.05 if twice else 0.02)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -258,8 +259,9 @@ def test_files_hold_the_same_arrays(name: str, tmp_path: Path) -> None:
 def test_a_stream_begins_without_keys() -> None:
     """What is remembered of a stream that has just begun is not seen: one step knows its own."""
     graph = build_encoder_graph(modules(SMALL_CONFORMER))
-    names = [f"block1.attention.{part}.past.state" for part in ("keys", "values")]
     feeds = zero_feeds(graph)
+    names = [name for name in feeds if name.startswith("block1.attention.kv.")]
+    assert len(names) == 2
     first = features(graph, 1)[0].numpy()[..., np.newaxis]
     values = Interpreter(graph).run({**feeds, "features": first})
     noise = {name: np.full_like(feeds[name], 50.0) for name in names}

@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from edge_imputer.errors import CheckpointError, SpecError
-from edge_imputer.specs import KeywordModelSpec, ModelSpec
+from edge_imputer.specs import AnyModelSpec, KeywordModelSpec, ModelSpec
 
 from .encoders import Encoder
 from .imputer import ImputerHead
+from .quantisation import Ranges
 from .recipe import Recipe, make_recipe
 from .tasks import Task, build_task
 
 KEY = "edge_imputer"
 FORMAT = 2  # 1: lightning's, with a flat recipe and no keyword models
-
-AnyModelSpec = ModelSpec | KeywordModelSpec
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,7 +37,10 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 @dataclass
 class Checkpoint:
-    """A trained model with everything needed to go on training or to export it."""
+    """A trained model with everything needed to go on training or to export it.
+
+    `ranges` are those that it was quantised by in training, if it was: to be exported by them.
+    """
 
     spec: AnyModelSpec
     recipe: Recipe
@@ -46,6 +48,7 @@ class Checkpoint:
     task: Task
     updates: int
     sha256: str
+    ranges: Ranges | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -59,7 +62,12 @@ class Checkpoint:
 
 
 def pack(
-    weights: dict[str, Tensor], spec: AnyModelSpec, recipe: Recipe, origin: Origin, updates: int
+    weights: dict[str, Tensor],
+    spec: AnyModelSpec,
+    recipe: Recipe,
+    origin: Origin,
+    updates: int,
+    ranges: Ranges | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint file holds of a model, for `torch.save`."""
     meta = {
@@ -70,7 +78,20 @@ def pack(
         "origin": msgspec.json.encode(origin).decode(),
         "updates": updates,
     }
+    if ranges is not None:
+        meta["ranges"] = msgspec.json.encode(ranges).decode()
     return {KEY: meta, "state_dict": weights}
+
+
+def ranges_of(raw: dict[str, Any], path: Path) -> Ranges | None:
+    """The ranges that a model was quantised by in training; None where it was not."""
+    text = raw[KEY].get("ranges")
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, dict[str, tuple[float, float]]])
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{path}: its ranges cannot be read: {error}") from error
 
 
 def read_raw(path: Path) -> dict[str, Any]:
@@ -139,7 +160,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: spec and weights do not fit: {error}") from error
     task.eval()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(spec, recipe, origin, task, int(raw[KEY]["updates"]), digest)
+    return Checkpoint(
+        spec, recipe, origin, task, int(raw[KEY]["updates"]), digest, ranges_of(raw, path)
+    )
 
 
 def _from_1(raw: dict[str, Any]) -> dict[str, Any]:

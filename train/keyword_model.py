@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edge_imputer.frontend import Float32
 from edge_imputer.frontends import frontend_of
+from edge_imputer.keyword_stream import smoothed
 from edge_imputer.specs import KeywordModelSpec, WindowedSpec
 
 from .encoders import build_encoder
@@ -87,9 +88,11 @@ class TorchKeywordSystem:
     beyond (15 ms; 12.5 ms where frames are centred, 20 ms of the microfrontend; a conformer's chunk
     besides), as a stream would have it: the posterior, averaged over the last
     ``spec.smoothing_ms``. Windows end there, and before the stream they have zeros, as the encoder
-    puts after an utterance. A keyword scores highest when it has been heard for a while, or lies in
-    its window as in training: up to `latency_s` after its last sound. Whoever scores clips lets
-    that much follow.
+    puts after an utterance. A recording is followed by silence until its last chunk is whole. A
+    keyword scores highest when it has been heard for a while, or lies in its window as in training:
+    up to `latency_s` after its last sound. Whoever scores clips lets that much follow.
+
+    `edge_imputer.keyword_stream.KeywordStream` gives the same scores from a bundle.
 
     Attributes
     ----------
@@ -104,16 +107,8 @@ class TorchKeywordSystem:
         self.spec = spec
         self.keywords = spec.keywords
         self.frame_s = spec.frame_s
-        self.latency_s = 1e-3 * spec.smoothing_ms + self._window_s() / 2
+        self.latency_s = spec.latency_s
         self._frontend = frontend_of(spec.features)
-
-    def _window_s(self) -> float:
-        encoder = self.spec.encoder
-        if not isinstance(encoder, WindowedSpec):
-            return self.frame_s
-        return (
-            encoder.window_frames * self.spec.features.hop_length / self.spec.features.sample_rate
-        )
 
     @torch.no_grad()
     def posteriors(self, waveform: Float32) -> Float32:
@@ -124,29 +119,21 @@ class TorchKeywordSystem:
         waveform : float32, (n,), in -1..1, at the front end's rate
         """
         device = next(self.model.parameters()).device
-        features = torch.from_numpy(self._frontend(waveform)).to(device)
+        n_scores = self.spec.n_scores(len(waveform))
+        whole = np.pad(waveform, (0, self.spec.closing_samples(len(waveform))))
+        features = torch.from_numpy(self._frontend(whole)).to(device)
         encoder = self.spec.encoder
         if isinstance(encoder, WindowedSpec):  # the first window ends with the first hop
-            n_scores = len(features) // encoder.hop_frames
             before = encoder.window_frames - encoder.hop_frames
             features = F.pad(features, (0, 0, before, 0))
             features = features[: before + n_scores * encoder.hop_frames]
             if not n_scores:
                 return np.zeros((0, len(self.spec.classes)), np.float32)
-        logits, n = self.model(features[None], torch.tensor([len(features)], device=device))
-        probabilities: Float32 = logits[0, : int(n)].softmax(-1).cpu().numpy()
+        logits, _ = self.model(features[None], torch.tensor([len(features)], device=device))
+        probabilities: Float32 = logits[0, :n_scores].softmax(-1).cpu().numpy()
         return probabilities
 
     def score(self, waveform: Float32) -> Float32:
         """Scores of the keywords, (T, K), in 0..1."""
         posteriors = self.posteriors(waveform)[:, 1 : 1 + len(self.keywords)]
         return smoothed(posteriors, self.spec.smoothing_frames)
-
-
-def smoothed(scores: Float32, n: int) -> Float32:
-    """Mean of the last n scores, or of as many as there are: (T, K) -> (T, K)."""
-    total = np.cumsum(np.pad(scores.astype(np.float64), ((1, 0), (0, 0))), 0)
-    end = np.arange(1, len(scores) + 1)
-    start = np.maximum(0, end - n)
-    mean: Float32 = ((total[end] - total[start]) / (end - start)[:, None]).astype(np.float32)
-    return mean.clip(0, 1)

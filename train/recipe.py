@@ -18,6 +18,7 @@ from edge_imputer.specs import AnyEncoderSpec, AnyFeatureSpec, ConformerSpec, Cr
 from edge_imputer.specs.base import Spec
 
 from .data import AugmentSpec
+from .quantisation import QuantisationSection
 from .recipe_reader import apply_override, convert, read_tables, recipe_path, with_presets
 from .tasks.settings import ImputerTaskSpec, TaskSpec
 
@@ -284,6 +285,12 @@ class Recipe(Spec, frozen=True, kw_only=True):
     batches: BatchesSection = DrawnBatches()
     optimizer: OptimizerSection = OptimizerSection()
     run: RunSection = RunSection()
+    quantisation: QuantisationSection = QuantisationSection()
+
+    @property
+    def float_updates(self) -> int:
+        """Updates before those that are quantisation aware."""
+        return self.run.updates - self.quantisation.updates
 
     def check(self) -> None:
         """Raise `SpecError` on values that cannot train; what the data decides is checked later."""
@@ -296,6 +303,16 @@ class Recipe(Spec, frozen=True, kw_only=True):
             except SpecError as error:
                 text = str(error)
                 raise SpecError(text if text.startswith(name) else f"{name}: {text}") from error
+        if self.float_updates < 0:
+            raise SpecError(
+                f"quantisation.updates: expected at most run.updates, {self.run.updates}, got "
+                f"{self.quantisation.updates}"
+            )
+        if self.quantisation.updates and self.float_updates and self.run.patience:
+            raise SpecError(
+                "quantisation.updates: a run that stops early (run.patience) may not come to them; "
+                "train without, then go on with --init-from and as many run.updates"
+            )
 
 
 def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -1,4 +1,4 @@
-"""What every backend is: two models with explicit state, called with numpy arrays.
+"""What every backend is: models with explicit state, called with numpy arrays.
 
 The integer backends (ONNX QDQ, LiteRT, native C) read and write the same int8 arrays; the float
 backend reads and writes float32. Whoever calls them holds the state, so one backend serves any
@@ -7,7 +7,7 @@ number of streams.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -62,4 +62,32 @@ class Backend(Protocol):
 
     def initial_context(self) -> Array:
         """Encoder frames before the first chunk: (left_context, d_model) of real zeros."""
+        ...
+
+
+@runtime_checkable
+class KeywordBackend(Protocol):
+    """A loaded keyword model: one step of it, or one window."""
+
+    name: str
+
+    def initial_state(self) -> State:
+        """State before the first feature frame; nothing for windows."""
+        ...
+
+    def keywords_step(self, features: Float32, state: State) -> tuple[Float32, State]:
+        """Score the next feature frames.
+
+        Parameters
+        ----------
+        features : float32, (spec.input_features, n_mels)
+            The next feature frames, or a whole window.
+        state : tuple of arrays
+            From `initial_state` or the previous call; not modified.
+
+        Returns
+        -------
+        logits : float32, (spec.step_scores, len(spec.classes))
+        state : tuple of arrays
+        """
         ...

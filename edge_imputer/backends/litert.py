@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from ..bundle import Bundle
 from ..errors import BackendError, require
+from ..specs import speech_spec
 from .base import Array
 from .stepper import Stepper
 
@@ -100,6 +101,11 @@ class LiteRtModel:
             raise BackendError(f"LiteRT could not run {self.path}: {error}") from error
 
 
+def load_litert(bundle: Bundle, name: str, *, threads: int = 1) -> LiteRtModel:
+    """A bundle's .tflite model of one graph."""
+    return LiteRtModel(bundle.file(f"tflite/{name}.tflite"), threads=threads)
+
+
 class LiteRtBackend(Stepper):
     """A bundle's .tflite models.
 
@@ -111,9 +117,9 @@ class LiteRtBackend(Stepper):
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        spec = speech_spec(bundle.spec)
         encoder, imputer = (
-            LiteRtModel(bundle.file(f"tflite/{name}.tflite"), threads=threads)
-            for name in ("encoder", "imputer")
+            load_litert(bundle, name, threads=threads) for name in ("encoder", "imputer")
         )
         records = bundle.manifest.graph("encoder"), bundle.manifest.graph("imputer")
-        super().__init__("litert", bundle.spec, records, (encoder, imputer), quantised=True)
+        super().__init__("litert", spec, records, (encoder, imputer), quantised=True)

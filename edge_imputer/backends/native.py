@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BackendError
+from ..specs import speech_spec
 from .native_library import compile_library
 
 if TYPE_CHECKING:
@@ -47,10 +49,6 @@ class ModelInfo(ctypes.Structure):
         ("logit_scale", ctypes.c_float),
     )
 
-    def as_dict(self) -> dict[str, int | float]:
-        """Fields by name."""
-        return {name: getattr(self, name) for name, *_ in self._fields_}
-
 
 class NativeBackend:
     """A bundle's C code behind the interface of every backend.
@@ -81,7 +79,7 @@ class NativeBackend:
     name = "native"
 
     def __init__(self, bundle: Bundle) -> None:
-        library = self.library = _load(bundle)
+        library = self.library = load_library(bundle)
         self.info = _model_info(library)
         _check(self.info, bundle)
         info = self.info
@@ -96,10 +94,10 @@ class NativeBackend:
         self._encode = library.edim_encoder_step_f32
         self._encode.restype = None
         self._impute = library.edim_imputer_step_f32
-        self._encode_arguments = _addresses(self._features, self._state, self._encoder_out, arena)
-        self._impute_arguments = _addresses(self._window, self._alignment, self._logits, arena)
+        self._encode_arguments = addresses(self._features, self._state, self._encoder_out, arena)
+        self._impute_arguments = addresses(self._window, self._alignment, self._logits, arena)
         library.edim_encoder_reset.restype = None
-        library.edim_encoder_reset(*_addresses(self._state))
+        library.edim_encoder_reset(*addresses(self._state))
         self._initial = self._state.copy()
 
     def initial_state(self) -> State:
@@ -115,9 +113,9 @@ class NativeBackend:
         """Advance by one step of the encoder, see `Backend.encoder_step`."""
         before = state[0]
         if features.shape != self._features.shape:
-            raise _unexpected("features", self._features, features)
+            raise unexpected("features", self._features, features)
         if before.shape != self._state.shape or before.dtype != np.int8:
-            raise _unexpected("state", self._state, before)
+            raise unexpected("state", self._state, before)
         with self._lock:
             self._features[:] = features
             self._state[:] = before
@@ -127,9 +125,9 @@ class NativeBackend:
     def imputer_step(self, encoder_window: Array, alignment_window: Int32) -> Float32:
         """One pass of the head, see `Backend.imputer_step`."""
         if encoder_window.shape != self._window.shape or encoder_window.dtype != np.int8:
-            raise _unexpected("encoder_window", self._window, encoder_window)
+            raise unexpected("encoder_window", self._window, encoder_window)
         if alignment_window.shape != self._alignment.shape:
-            raise _unexpected("alignment_window", self._alignment, alignment_window)
+            raise unexpected("alignment_window", self._alignment, alignment_window)
         with self._lock:
             self._window[:] = encoder_window
             self._alignment[:] = alignment_window
@@ -143,7 +141,7 @@ class NativeBackend:
         return logits
 
 
-def _load(bundle: Bundle) -> ctypes.PyDLL:
+def load_library(bundle: Bundle) -> ctypes.PyDLL:
     """Compile and load the bundle's C code.
 
     As a `PyDLL`: a step takes microseconds, so it keeps the interpreter lock, which could take
@@ -170,17 +168,22 @@ def _load(bundle: Bundle) -> ctypes.PyDLL:
 def _model_info(library: ctypes.PyDLL) -> ModelInfo:
     library.edim_model.restype = ctypes.POINTER(ModelInfo)
     info: ModelInfo = library.edim_model().contents
-    if info.api_version != API_VERSION:
+    check_version(info.api_version)
+    return info
+
+
+def check_version(api_version: int) -> None:
+    """Refuse C code of another interface."""
+    if api_version != API_VERSION:
         raise BackendError(
-            f"expected C code of interface version {API_VERSION}, got {info.api_version}; export "
+            f"expected C code of interface version {API_VERSION}, got {api_version}; export "
             "the model again with this version of edge-imputer"
         )
-    return info
 
 
 def _check(info: ModelInfo, bundle: Bundle) -> None:
     """Refuse C code of another model than the manifest describes."""
-    spec, manifest = bundle.spec, bundle.manifest
+    spec, manifest = speech_spec(bundle.spec), bundle.manifest
     expected: dict[str, int | float] = {
         "feature_frames": spec.step_features,
         "step_frames": spec.step_frames,
@@ -198,8 +201,15 @@ def _check(info: ModelInfo, bundle: Bundle) -> None:
             expected[f"{name}_scale"] = float(np.float32(record.quant.scale))
             expected[f"{name}_zero_point"] = record.quant.zero_point
     expected["arena_bytes"] = max(encoder.arena_bytes, imputer.arena_bytes)
-    found = info.as_dict()
-    wrong = {k: (v, found[k]) for k, v in expected.items() if found[k] != v}
+    check_constants(info, expected, bundle)
+
+
+def check_constants(
+    info: ctypes.Structure, expected: Mapping[str, int | float], bundle: Bundle
+) -> None:
+    """Refuse C code whose constants are not those of the manifest."""
+    found = {name: getattr(info, name) for name in expected}
+    wrong = {name: (value, found[name]) for name, value in expected.items() if found[name] != value}
     if wrong:
         text = ", ".join(f"{k}: {ours} and {theirs}" for k, (ours, theirs) in wrong.items())
         raise BackendError(
@@ -207,12 +217,13 @@ def _check(info: ModelInfo, bundle: Bundle) -> None:
         )
 
 
-def _addresses(*arrays: npt.NDArray[Any]) -> tuple[ctypes.c_void_p, ...]:
+def addresses(*arrays: npt.NDArray[Any]) -> tuple[ctypes.c_void_p, ...]:
     """Arguments of a C call; the arrays must outlive them and never be resized."""
     return tuple(ctypes.c_void_p(array.ctypes.data) for array in arrays)
 
 
-def _unexpected(name: str, expected: Array, found: Array) -> BackendError:
+def unexpected(name: str, expected: Array, found: Array) -> BackendError:
+    """The error for an array of another shape or type than expected."""
     return BackendError(
         f"expected {name} of shape {expected.shape} and dtype {expected.dtype}, "
         f"got {found.shape} and {found.dtype}"

@@ -11,6 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from ..bundle import Bundle
 from ..errors import BackendError
+from ..specs import speech_spec
 from .base import Array
 from .stepper import Stepper
 
@@ -81,6 +82,12 @@ class OnnxModel:
         return outputs
 
 
+def load_onnx(bundle: Bundle, name: str, *, quantised: bool, threads: int = 1) -> OnnxModel:
+    """A bundle's ONNX model of one graph."""
+    suffix = ".int8.onnx" if quantised else ".onnx"
+    return OnnxModel(bundle.file(f"onnx/{name}{suffix}"), threads=threads)
+
+
 class OnnxBackend(Stepper):
     """A bundle's ONNX models.
 
@@ -94,15 +101,15 @@ class OnnxBackend(Stepper):
     """
 
     def __init__(self, bundle: Bundle, *, quantised: bool = True, threads: int = 1) -> None:
-        suffix = ".int8.onnx" if quantised else ".onnx"
+        spec = speech_spec(bundle.spec)
         encoder, imputer = (
-            OnnxModel(bundle.file(f"onnx/{name}{suffix}"), threads=threads)
+            load_onnx(bundle, name, quantised=quantised, threads=threads)
             for name in ("encoder", "imputer")
         )
         records = bundle.manifest.graph("encoder"), bundle.manifest.graph("imputer")
         super().__init__(
             "onnx" if quantised else "onnx-float",
-            bundle.spec,
+            spec,
             records,
             (encoder, imputer),
             quantised=quantised,

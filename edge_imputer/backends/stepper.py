@@ -1,6 +1,6 @@
-"""What backends have in common once a runtime has loaded the two models of a bundle.
+"""What backends have in common once a runtime has loaded the models of a bundle.
 
-A runtime is a pair of objects with ``run(inputs) -> outputs``, both lists of arrays in the
+A model of a runtime is an object with ``run(inputs) -> outputs``, both lists of arrays in the
 order of the manifest.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..bundle import GraphRecord, TensorRecord
 from ..errors import BackendError
 from ..quantization import QuantParams, dequantize, quantize
-from ..specs import ModelSpec
+from ..specs import KeywordModelSpec, ModelSpec
 from .base import Array, Float32, Int32, State
 
 
@@ -25,6 +25,47 @@ class Model(Protocol):
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Call the model; fresh arrays, the inputs are not modified."""
         ...
+
+
+class _Streamed:
+    """A loaded model that takes features and its states.
+
+    Parameters
+    ----------
+    record : from the manifest
+        Names, shapes, scales and zero points.
+    model : Model
+    features_shape : (n_frames, n_mels)
+        What the specification says it takes.
+    quantised : bool
+        Whether it reads and writes int8 (else float32).
+    """
+
+    def __init__(
+        self, record: GraphRecord, model: Model, features_shape: tuple[int, int], *, quantised: bool
+    ) -> None:
+        features, *states = record.inputs
+        if prod(features.shape) != prod(features_shape) or len(states) != record.n_states:
+            raise BackendError(
+                f"expected {record.name} to take {features_shape} features and its states, "
+                f"got {[one.shape for one in record.inputs]}; export the model again"
+            )
+        self._model = model
+        self._shape, self._features_shape = features_shape, features.shape
+        self._quant = _quant(features) if quantised else None
+        self._zero_state = tuple(_zeros(one, quantised) for one in states)
+
+    def initial_state(self) -> State:
+        """State before the first feature frame: real zeros, in the model's own dtype."""
+        return tuple(state.copy() for state in self._zero_state)
+
+    def step(self, features: Float32, state: State) -> tuple[Array, State]:
+        """Its output and the next state."""
+        if features.shape != self._shape:
+            raise BackendError(f"expected features of shape {self._shape}, got {features.shape}")
+        x: Array = features if self._quant is None else quantize(features, self._quant)
+        out, *state_out = self._model.run([x.reshape(self._features_shape), *state])
+        return out, tuple(state_out)
 
 
 class Stepper:
@@ -52,23 +93,15 @@ class Stepper:
         quantised: bool,
     ) -> None:
         self.name = name
-        self._encoder, self._imputer = models
-        features, *states = records[0].inputs
-        self._chunk_shape = (spec.step_features, spec.features.n_mels)
-        self._features_shape = features.shape
-        if prod(features.shape) != prod(self._chunk_shape) or len(states) != records[0].n_states:
-            raise BackendError(
-                f"expected an encoder that takes {self._chunk_shape} features and its states, "
-                f"got {[record.shape for record in records[0].inputs]}; export the model again"
-            )
-        self._features_quant = _quant(features) if quantised else None
+        shape = spec.step_features, spec.features.n_mels
+        self._encoder = _Streamed(records[0], models[0], shape, quantised=quantised)
+        self._imputer = models[1]
         self._logits_quant = _quant(records[1].outputs[0]) if quantised else None
-        self._zero_state = tuple(_zeros(record, quantised) for record in states)
         self._zero_context = _zeros(records[1].inputs[0], quantised)[: spec.head.left_context]
 
     def initial_state(self) -> State:
         """State before the first feature frame: real zeros, in the model's own dtype."""
-        return tuple(state.copy() for state in self._zero_state)
+        return self._encoder.initial_state()
 
     def initial_context(self) -> Array:
         """Encoder frames before the first chunk: (left_context, d_model) of real zeros."""
@@ -77,20 +110,53 @@ class Stepper:
 
     def encoder_step(self, features: Float32, state: State) -> tuple[Array, State]:
         """Advance by one step of the encoder, see `Backend`."""
-        if features.shape != self._chunk_shape:
-            raise BackendError(
-                f"expected features of shape {self._chunk_shape}, got {features.shape}"
-            )
-        quant = self._features_quant
-        x: Array = features if quant is None else quantize(features, quant)
-        encoder_out, *state_out = self._encoder.run([x.reshape(self._features_shape), *state])
-        return encoder_out, tuple(state_out)
+        return self._encoder.step(features, state)
 
     def imputer_step(self, encoder_window: Array, alignment_window: Int32) -> Float32:
         """One pass of the head over a chunk and its left context, see `Backend`."""
         logits: Array = self._imputer.run([encoder_window, alignment_window])[0]
-        quant = self._logits_quant
-        return logits if quant is None else dequantize(logits, quant)
+        return _real(logits, self._logits_quant)
+
+
+class KeywordStepper:
+    """A keyword model over a loaded one, see `KeywordBackend`.
+
+    Parameters
+    ----------
+    name : str
+        Of the backend.
+    spec : KeywordModelSpec
+    record : from the manifest
+    model : Model
+    quantised : bool
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: KeywordModelSpec,
+        record: GraphRecord,
+        model: Model,
+        *,
+        quantised: bool,
+    ) -> None:
+        self.name = name
+        shape = spec.input_features, spec.features.n_mels
+        self._model = _Streamed(record, model, shape, quantised=quantised)
+        self._logits_quant = _quant(record.outputs[0]) if quantised else None
+
+    def initial_state(self) -> State:
+        """State before the first feature frame: real zeros, in the model's own dtype."""
+        return self._model.initial_state()
+
+    def keywords_step(self, features: Float32, state: State) -> tuple[Float32, State]:
+        """Score the next feature frames, see `KeywordBackend`."""
+        logits, state = self._model.step(features, state)
+        return _real(logits, self._logits_quant), state
+
+
+def _real(logits: Array, quant: QuantParams | None) -> Float32:
+    return logits if quant is None else dequantize(logits, quant)
 
 
 def _quant(record: TensorRecord) -> QuantParams:

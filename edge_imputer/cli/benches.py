@@ -13,15 +13,15 @@ import msgspec
 import numpy as np
 from rich.progress import track
 
-from ..backends import BACKENDS, load_backend
+from ..backends import BACKENDS, load_backend, load_keyword_backend
 from ..bundle import Bundle, Provenance
 from ..errors import EdgeImputerError, require
 from ..frontend import LogMel, StreamingLogMel
 from ..frontends import frontend_of
-from ..latency import measure
-from ..specs import EncoderSpec, FeatureSpec, MicroSpec, PcenSpec
+from ..latency import measure, measure_keywords
+from ..specs import EncoderSpec, FeatureSpec, KeywordModelSpec, MicroSpec, PcenSpec, speech_spec
 from .bench_runtimes import bench_runtimes
-from .show import latency_table, table
+from .show import keyword_latency_table, latency_table, table
 
 N_STEPS = 8
 RUNTIMES = "runtimes"
@@ -41,7 +41,7 @@ def run_bench(name: str, bundle: Path | None, presets: Sequence[str] = ()) -> di
 
 
 def bench_latency(bundle: Path | None) -> dict[str, Any]:
-    """Encoder step and head pass on every runtime, side by side."""
+    """Encoder step and head pass, or step of a keyword model, on every runtime, side by side."""
     if bundle is not None:
         return _latency(Bundle.load(bundle))
     with tempfile.TemporaryDirectory() as folder:
@@ -49,9 +49,15 @@ def bench_latency(bundle: Path | None) -> dict[str, Any]:
 
 
 def _latency(bundle: Bundle) -> dict[str, Any]:
+    spec = bundle.spec
+    if isinstance(spec, KeywordModelSpec):
+        classifiers = {name: load_keyword_backend(bundle, name) for name in BACKENDS}
+        steps = measure_keywords(classifiers, spec)
+        keyword_latency_table(steps, spec)
+        return {name: {"step_us": us} for name, us in steps.items()}
     backends = {name: load_backend(bundle, name) for name in BACKENDS}
-    latencies = measure(backends, bundle.spec, n_steps=N_STEPS)
-    latency_table(latencies, bundle.spec)
+    latencies = measure(backends, spec, n_steps=N_STEPS)
+    latency_table(latencies, spec)
     return {name: latency.to_dict() for name, latency in latencies.items()}
 
 
@@ -103,7 +109,7 @@ def bench_frontend(bundle: Path | None) -> dict[str, Any]:
 
     Log-mel of the whole and in 10 ms pieces, the other front ends of the whole.
     """
-    spec = FeatureSpec() if bundle is None else Bundle.load(bundle).spec.features
+    spec = FeatureSpec() if bundle is None else speech_spec(Bundle.load(bundle).spec).features
     seconds, rounds = 10, 15
     waveform = np.random.default_rng(0).standard_normal(seconds * spec.sample_rate, np.float32)
     batch, streaming = LogMel(spec), StreamingLogMel(spec)

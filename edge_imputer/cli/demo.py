@@ -14,6 +14,7 @@ from ..bundle import Bundle, Metrics
 from ..errors import require
 from ..events import Event, Final, Keyword, Partial
 from ..latency import measure
+from ..specs import speech_spec
 from .measure import Results, compare_with_integers, evaluate, figures_of, print_results
 from .show import console, latency_table, say
 from .steps import Corpus, export_checkpoint, load_corpus, recipe, train_checkpoint
@@ -62,8 +63,9 @@ def run_demo(
     _listen(bundle, backends, results)
     console.rule("5. Compare the runtimes")
     parity = compare_with_integers(bundle, *graphs[0], backends["native"], results.sequences)
-    latencies = measure(backends, bundle.spec, n_steps=N_STEPS_TIMED)
-    latency_table(latencies, bundle.spec)
+    spec = speech_spec(bundle.spec)
+    latencies = measure(backends, spec, n_steps=N_STEPS_TIMED)
+    latency_table(latencies, spec)
     console.rule("6. Results")
     print_results(results)
     figures = {

@@ -94,6 +94,10 @@ def evaluate(
     steps: Annotated[
         int | None, typer.Option("--steps", "-k", min=1, help="Passes of the head a chunk.")
     ] = None,
+    language: Annotated[
+        Path | None,
+        typer.Option(help="What may be said, for transcripts: .jsgf, .txt or .arpa."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of noise and resampling.")] = 0,
     out: Annotated[
         Path, typer.Option(help="Folder for the journal, evaluation.json and report.html.")
@@ -133,8 +137,8 @@ def evaluate(
         )
     if write and model.is_file():
         raise SpecError(f"{model} is a checkpoint; only a bundle carries an operating point")
-    if task is Task.keywords and compare:
-        raise SpecError("--compare belongs to transcripts; leave it out")
+    if task is Task.keywords and (compare or language):
+        raise SpecError("--compare and --language belong to transcripts; leave them out")
     from edge_imputer.train.evaluation import (
         Journal,
         Options,
@@ -156,6 +160,7 @@ def evaluate(
         by=by or (),
         backend=backend,
         n_steps=steps,
+        language=language,
         seed=seed,
         command=_command(),
         progress=sys.stderr.isatty(),

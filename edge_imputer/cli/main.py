@@ -71,6 +71,13 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(help="Frames committed a block, pass by pass, such as 5,1,1,1 (not with -k)."),
 ]
+LanguageOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="What may be said: a grammar (.jsgf), words (.txt, one a line, with a tab and a count "
+        "if you like) or a token n-gram (.arpa)."
+    ),
+]
 ResampleOption = Annotated[
     bool, typer.Option("--resample", help="Resample files whose rate is not the model's.")
 ]
@@ -139,6 +146,7 @@ def transcribe(
     backend: BackendOption = BackendName.onnx,
     steps: StepsOption = None,
     schedule: ScheduleOption = None,
+    language: LanguageOption = None,
     resample: ResampleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -149,11 +157,18 @@ def transcribe(
     `edge-imputer transcribe build/demo/bundle clip.wav`
 
     `edge-imputer transcribe bundle *.flac --backend native --steps 4 --json`
+
+    `edge-imputer transcribe bundle order.wav --language coffee.jsgf --json`
     """
+    from ..decoding import read_language
     from ..recognizer import Recognizer
 
     recognizer = Recognizer(
-        bundle, backend=backend.value, n_steps=steps, schedule=_schedule(schedule, steps)
+        bundle,
+        backend=backend.value,
+        n_steps=steps,
+        schedule=_schedule(schedule, steps),
+        language=None if language is None else read_language(language),
     )
 
     def lines(path: Path) -> list[str]:
@@ -170,8 +185,11 @@ def spot(
     bundle: BundlePath,
     audio: AudioPaths,
     keyword: Annotated[
-        list[str], typer.Option("--keyword", "-w", help="Word or phrase to listen for; repeatable.")
-    ],
+        list[str] | None,
+        typer.Option(
+            "--keyword", "-w", help="Word or phrase to listen for; repeatable. The bundle's own."
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, help="Least confidence; the bundle's own if unset."),
@@ -181,14 +199,26 @@ def spot(
     resample: ResampleOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Listen for keywords in audio files; any word the model's letters can spell will do.
+    """Listen for keywords in audio files.
 
-    Example: `edge-imputer spot build/demo/bundle clip.wav --keyword seven --keyword two`
+    A model that writes down speech takes any word its letters can spell, a keyword model those it
+    was trained for. Unset, they are those of the bundle's operating point, or all of a keyword
+    model's.
+
+    Examples:
+
+    `edge-imputer spot build/demo/bundle clip.wav --keyword seven --keyword two`
+
+    `edge-imputer spot keyword_bundle clip.wav --threshold 0.7`
     """
-    from ..spotter import KeywordSpotter
+    from ..bundle import Bundle
+    from ..spotter import KeywordSpotter, own_keywords
 
-    keywords = keyword if threshold is None else dict.fromkeys(keyword, threshold)
-    spotter = KeywordSpotter(bundle, keywords, backend=backend.value, n_steps=steps)
+    loaded = Bundle.load(bundle)
+    keywords: list[str] | dict[str, float] | None = keyword
+    if threshold is not None:
+        keywords = dict.fromkeys(keyword or own_keywords(loaded), threshold)
+    spotter = KeywordSpotter(loaded, keywords, backend=backend.value, n_steps=steps)
 
     def lines(path: Path) -> list[str]:
         events = spotter.spot(path, resample=resample)

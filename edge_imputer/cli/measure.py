@@ -12,7 +12,7 @@ from ..bundle import Bundle, Interval
 from ..errors import DataError, TokenError
 from ..imputation import schedule
 from ..metrics import wilson_interval
-from ..specs import ModelSpec
+from ..specs import ModelSpec, speech_spec
 from ..tokens import Tokenizer
 from .show import percent, say, table
 from .steps import Corpus
@@ -73,7 +73,7 @@ def evaluate(
         word_error_rate,
     )
 
-    spec = bundle.spec
+    spec = speech_spec(bundle.spec)
     tuning_clips, threshold_split = _tuning_clips(corpus)
     rate = spec.features.sample_rate
     sequences, tuning = (
@@ -154,7 +154,8 @@ def compare_with_integers(
     from edge_imputer.train.evaluation import decode_clips
 
     clips = clips[:N_PARITY]
-    feeds = decoded_feeds(encoder, imputer, bundle.spec, [clips[0].waveform])
+    spec = speech_spec(bundle.spec)
+    feeds = decoded_feeds(encoder, imputer, spec, [clips[0].waveform])
     rows = layer_parity(encoder, feeds[0]) + layer_parity(imputer, feeds[1][::4])
     worst = {
         runtime: max((r for r in rows if r.runtime == runtime), key=lambda r: (r.max_lsb, r.share))
@@ -168,7 +169,7 @@ def compare_with_integers(
             for name, r in worst.items()
         ],
     )
-    integers = reference_backend(encoder, imputer, bundle.spec)
+    integers = reference_backend(encoder, imputer, spec)
     pairs = zip(*(decode_clips(bundle, b, clips) for b in (integers, native)), strict=True)
     same = sum(a.log_probs.tobytes() == b.log_probs.tobytes() for a, b in pairs)
     say(f"Native C gives the numpy integers' bytes on {same} of {len(clips)} sequences.")

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..bundle import Bundle, Interval
 from ..claims import operating_point_lines, rate_number, share_text
 from ..latency import Latency
-from ..specs import ModelSpec
+from ..specs import AnyModelSpec, KeywordModelSpec, ModelSpec
 
 if TYPE_CHECKING:
     from edge_imputer.train.layers.inspect import EncoderInfo
@@ -69,20 +69,49 @@ def latency_table(latencies: Mapping[str, Latency], spec: ModelSpec) -> None:
     )
 
 
+def keyword_latency_table(latencies: Mapping[str, float], spec: KeywordModelSpec) -> None:
+    """Microseconds by runtime, with ratios to the first."""
+    first = next(iter(latencies.values()))
+    step_us = 1e6 * spec.frame_s * spec.step_scores
+    what = "window" if spec.windowed else "step"
+    table(
+        f"Latency: median CPU microseconds a {what}, one thread, called from Python",
+        ["runtime", what, "ratio", "real-time factor"],
+        [
+            (name, f"{us:.1f}", f"{us / first:.2f}", f"{us / step_us:.4f}")
+            for name, us in latencies.items()
+        ],
+    )
+
+
+def _model_facts(spec: AnyModelSpec) -> list[tuple[str, object]]:
+    if isinstance(spec, KeywordModelSpec):
+        window_s = spec.input_features * spec.features.hop_length / spec.features.sample_rate
+        return [
+            ("keywords", ", ".join(spec.keywords)),
+            ("a score every", f"{1000 * spec.frame_s:.0f} ms"),
+            *([("window", f"{1000 * window_s:.0f} ms")] if spec.windowed else []),
+            ("smoothing", f"{spec.smoothing_ms} ms"),
+        ]
+    return [
+        ("encoder frame", f"{1000 * spec.frame_s:.0f} ms"),
+        ("chunk", f"{1000 * spec.frame_s * spec.head.chunk_size:.0f} ms"),
+        ("schedule", ", ".join(map(str, spec.head.schedule))),
+        ("characters", "".join(spec.tokens.characters)),
+    ]
+
+
 def bundle_summary(bundle: Bundle) -> None:
     """What a bundle holds."""
     manifest = bundle.manifest
     spec = manifest.spec
-    facts = [
+    facts: list[tuple[str, object]] = [
         ("name", manifest.name),
         ("schema version", manifest.schema_version),
         ("licence", manifest.licence),
         ("trained on", f"{manifest.provenance.data}, {manifest.provenance.n_clips} clips"),
         ("sample rate", f"{spec.features.sample_rate} Hz"),
-        ("encoder frame", f"{1000 * spec.frame_s:.0f} ms"),
-        ("chunk", f"{1000 * spec.frame_s * spec.head.chunk_size:.0f} ms"),
-        ("schedule", ", ".join(map(str, spec.head.schedule))),
-        ("characters", "".join(spec.tokens.characters)),
+        *_model_facts(spec),
         ("keyword threshold", manifest.keyword_threshold),
     ]
     table("Bundle", ["", "value"], facts)

@@ -6,17 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle, Provenance
 from ..errors import CheckpointError, DataError, SpecError, require
-from ..specs import PRESETS, FeatureSpec, ModelSpec, preset
+from ..specs import PRESETS, FeatureSpec, preset, speech_spec
 from ..specs.presets import EncoderFile, read_encoder
 
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
+    from edge_imputer.export.graph import Graph
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
+    from edge_imputer.train.quantisation import Quantiser
     from edge_imputer.train.recipe import Recipe
 
 DATA_VARIABLE = "EDGE_IMPUTER_DATA"
@@ -131,7 +133,25 @@ def train_checkpoint(corpus: Corpus, recipe: Recipe, out: Path, *, resume: bool 
         valid = corpus.clips("valid")
     except DataError:
         valid = []  # a corpus may have none; then nothing is validated on
-    return train(corpus.clips("train"), valid, recipe, out, data_name=corpus.name, resume=resume)
+    return train(
+        corpus.clips("train"),
+        valid,
+        recipe,
+        out,
+        data_name=corpus.name,
+        resume=resume,
+        quantiser=quantiser_of(recipe),
+    )
+
+
+def quantiser_of(recipe: Recipe) -> Quantiser | None:
+    """What a recipe with quantisation aware updates trains with."""
+    if not recipe.quantisation.updates:
+        return None
+    require("torch", extra="train")
+    from edge_imputer.export.qat import ExportQuantiser
+
+    return ExportQuantiser()
 
 
 def export_checkpoint(
@@ -149,23 +169,24 @@ def export_checkpoint(
     `name` is the folder's if not given.
     `emitters` see the quantised graphs besides the C emitter.
     """
-    from edge_imputer.export.bundle import REQUIRED_MODULES, export_bundle
+    from edge_imputer.export.bundle import (
+        REQUIRED_MODULES,
+        export_bundle,
+        export_keyword_bundle,
+    )
 
     for module in ("lightning", *REQUIRED_MODULES):
         require(module, extra="export")
     from edge_imputer.firmware_bridge.emit import write_native
+    from edge_imputer.firmware_bridge.keywords import write_native_keywords
     from edge_imputer.train.checkpoint import load_checkpoint
     from edge_imputer.train.data import joined_sequences
+    from edge_imputer.train.tasks import KeywordTask
     from edge_imputer.train.trainer import write_training
 
     from .. import __version__
 
     loaded = load_checkpoint(checkpoint)
-    if not isinstance(loaded.spec, ModelSpec):
-        raise CheckpointError(
-            f"{checkpoint}: expected a model that writes down speech, got one of keywords, which "
-            "has no exporter yet; `edge-imputer evaluate` takes it as it is"
-        )
     if corpus.name == SHIPPED and not loaded.origin.data.startswith(SHIPPED):
         raise DataError(
             f"{checkpoint} was trained on {loaded.origin.data}, not on the {SHIPPED}: quantisation "
@@ -186,18 +207,37 @@ def export_checkpoint(
         checkpoint_sha256=loaded.sha256,
         created_by=f"edge-imputer {__version__}",
     )
+    waveforms = [clip.waveform for clip in clips]
+    name = name or out.resolve().name
+
+    def with_training(*graphs_and_folder: Any) -> None:
+        write_training(loaded, graphs_and_folder[-1])
+
+    if isinstance(loaded.task, KeywordTask):
+        hop_frames = loaded.task.spec.step_features
+
+        def native(graph: Graph, folder: Path) -> dict[str, int]:
+            return write_native_keywords(graph, hop_frames, folder)
+
+        return export_keyword_bundle(
+            out,
+            model=loaded.task.model,
+            provenance=provenance,
+            calibration=waveforms,
+            ranges=loaded.ranges,
+            name=name,
+            licence=licence,
+            emitters=[native, with_training, *emitters],
+        )
     return export_bundle(
         out,
         encoder=loaded.encoder,
         head=loaded.head,
-        spec=loaded.spec,
+        spec=speech_spec(loaded.spec),
         provenance=provenance,
-        calibration=[clip.waveform for clip in clips],
-        name=name or out.resolve().name,
+        calibration=waveforms,
+        name=name,
+        ranges=loaded.ranges,
         licence=licence,
-        emitters=[
-            write_native,
-            lambda encoder, imputer, folder: write_training(loaded, folder),
-            *emitters,
-        ],
+        emitters=[write_native, with_training, *emitters],
     )

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import CheckpointError, MissingExtraError, SpecError, TrainingStopped, require
 from .show import say, table
-from .steps import SHIPPED, corpus_folder, refuse_to_overwrite
+from .steps import SHIPPED, corpus_folder, quantiser_of, refuse_to_overwrite
 
 if TYPE_CHECKING:
     from edge_imputer.train.recipe import Recipe
@@ -63,6 +63,7 @@ def run_train(
             resume=resume,
             init_from=init_from,
             devices=devices,
+            quantiser=quantiser_of(recipe),
         )
     except TrainingStopped as stopped:
         if first_process():

@@ -16,7 +16,7 @@ from ..frontend import LogMel
 from ..imputation import ImputedChunk
 from ..latency import Latency
 from ..pipeline import StreamingDecoder
-from ..specs import ModelSpec
+from ..specs import ModelSpec, speech_spec
 from ..tokens import Tokenizer
 from .page import escape, html_table, picture, write_page
 
@@ -47,7 +47,7 @@ def write_report(
     latencies : by runtime
     """
     require("matplotlib", extra="report")
-    spec = bundle.spec
+    spec = speech_spec(bundle.spec)
     decoder = StreamingDecoder(
         bundle, backend=backend, n_steps=spec.head.block_size, keep_trace=True
     )

@@ -1,7 +1,8 @@
 """Typed specifications: what a model is, from the microphone to the tokens.
 
-A `ModelSpec` travels unchanged through checkpoint, bundle and firmware pack. Unknown keys are
-refused on reading; `check()` methods refuse values that contradict each other.
+A `ModelSpec` or a `KeywordModelSpec` travels unchanged through checkpoint, bundle and firmware
+pack. Unknown keys are refused on reading; `check()` methods refuse values that contradict each
+other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from .conformer import ConformerSpec
 from .encoders import ConvSpec, CrnnSpec
 from .features import FeatureSpec, FrameSpec, MelSpec, MicroSpec, PcenSpec
 from .head import ImputerSpec, check_schedule
-from .keywords import SILENCE, UNKNOWN, AnyFeatureSpec, KeywordModelSpec, for_classes
+from .keywords import (
+    SILENCE,
+    UNKNOWN,
+    AnyFeatureSpec,
+    AnyModelSpec,
+    KeywordModelSpec,
+    for_classes,
+    speech_spec,
+)
 from .model import AnyEncoderSpec, EncoderSpec, ModelSpec, check_pair
 from .presets import PRESETS, preset
 from .tcn import TcnSpec
@@ -25,6 +34,7 @@ __all__ = [
     "UNKNOWN",
     "AnyEncoderSpec",
     "AnyFeatureSpec",
+    "AnyModelSpec",
     "AttentionSpec",
     "ConformerSpec",
     "ConvSpec",
@@ -47,4 +57,5 @@ __all__ = [
     "check_schedule",
     "for_classes",
     "preset",
+    "speech_spec",
 ]

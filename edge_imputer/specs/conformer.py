@@ -84,8 +84,8 @@ class ConformerSpec(Spec, frozen=True, kw_only=True, tag="conformer", tag_field=
         return (ConvSpec(channels=self.subsampling_channels),) * n_halvings
 
     @property
-    def chunk_frames(self) -> int:
-        """Feature frames of a chunk."""
+    def step_features(self) -> int:
+        """Feature frames of a chunk, which is the shortest step of a stream."""
         return self.attention.block * self.subsampling
 
     def with_chunk(self, n_frames: int) -> ConformerSpec:

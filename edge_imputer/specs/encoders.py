@@ -54,6 +54,11 @@ class CrnnSpec(Spec, frozen=True, kw_only=True, tag="crnn", tag_field="kind"):
         return prod(layer.stride_time for layer in self.conv)
 
     @property
+    def step_features(self) -> int:
+        """Feature frames of the shortest step of a stream; longer ones are multiples of it."""
+        return self.subsampling
+
+    @property
     def d_model(self) -> int:
         """Width of an encoder frame."""
         return self.hidden

@@ -8,8 +8,9 @@ import msgspec
 
 from ..errors import SpecError
 from .base import Spec
+from .conformer import ConformerSpec
 from .features import FeatureSpec, MicroSpec, PcenSpec
-from .model import AnyEncoderSpec
+from .model import AnyEncoderSpec, ModelSpec
 from .windowed import WindowedCnnSpec, WindowedCrnnSpec, WindowedSpec
 
 UNKNOWN = "_unknown_"
@@ -19,7 +20,7 @@ AnyFeatureSpec = Union[FeatureSpec, PcenSpec, MicroSpec]  # noqa: UP007 (msgspec
 """Every front end there is."""
 
 
-class KeywordModelSpec(Spec, frozen=True, kw_only=True):
+class KeywordModelSpec(Spec, frozen=True, kw_only=True, tag="keywords", tag_field="kind"):
     """Everything that defines a keyword model but its weights.
 
     An encoder over windows (`WindowedCrnnSpec`, `WindowedCnnSpec`) gives the classes' logits
@@ -65,6 +66,47 @@ class KeywordModelSpec(Spec, frozen=True, kw_only=True):
         """Scores that a detector averages, at least 1."""
         return max(1, round(self.smoothing_ms / (1000 * self.frame_s)))
 
+    @property
+    def latency_s(self) -> float:
+        """Audio after a keyword in which its score is highest, see `n_scores`."""
+        heard = self.input_features if self.windowed else self.encoder.subsampling
+        features = self.features
+        return 1e-3 * self.smoothing_ms + heard * features.hop_length / features.sample_rate / 2
+
+    @property
+    def step_features(self) -> int:
+        """Feature frames by which a stream moves on at once."""
+        if isinstance(self.encoder, WindowedSpec):
+            return self.encoder.hop_frames
+        return self.encoder.step_features
+
+    @property
+    def input_features(self) -> int:
+        """Feature frames that a step reads: those of a window, or just the new ones."""
+        if isinstance(self.encoder, WindowedSpec):
+            return self.encoder.window_frames
+        return self.step_features
+
+    @property
+    def step_scores(self) -> int:
+        """Scores that a step gives."""
+        return self.step_features // self.encoder.subsampling
+
+    def n_scores(self, n_samples: int) -> int:
+        """Scores of a recording: one for each encoder frame, or hop of windows, that is whole."""
+        return self.features.n_frames(n_samples) // self.encoder.subsampling
+
+    def closing_samples(self, n_samples: int) -> int:
+        """Digital silence after a recording that makes its last step whole.
+
+        Only encoders that give several frames a step need any; the silence has no scores itself.
+        """
+        if isinstance(self.encoder, ConformerSpec) and not self.encoder.attention.streams:
+            return 0  # it takes the recording as a whole
+        n_steps = -(-self.n_scores(n_samples) // self.step_scores)
+        missing = n_steps * self.step_features - self.features.n_frames(n_samples)
+        return max(0, missing) * self.features.hop_length
+
     def class_of(self, label: str | None) -> int:
         """Index of a clip's label among the classes.
 
@@ -98,6 +140,31 @@ class KeywordModelSpec(Spec, frozen=True, kw_only=True):
                 "expected an encoder without intermediate CTC branches, which a keyword model "
                 "does not train; leave intermediate_ctc and n_tokens out"
             )
+
+    def check_streaming(self) -> None:
+        """Raise `SpecError` unless a stream of any length takes constant memory."""
+        if isinstance(self.encoder, ConformerSpec):
+            self.encoder.attention.check_streaming()
+
+
+AnyModelSpec = Union[ModelSpec, KeywordModelSpec]  # noqa: UP007 (msgspec reads it on 3.10)
+"""A model that writes down speech, or one that knows certain keywords."""
+
+
+def speech_spec(spec: AnyModelSpec) -> ModelSpec:
+    """The same, if it is that of a model that writes down speech.
+
+    Raises
+    ------
+    SpecError
+        It is a keyword model's.
+    """
+    if isinstance(spec, ModelSpec):
+        return spec
+    raise SpecError(
+        "expected a model that writes down speech, got one that only knows the keywords "
+        f"{', '.join(spec.keywords)}; listen for them with KeywordSpotter or edge-imputer spot"
+    )
 
 
 def for_classes(encoder: AnyEncoderSpec, n_classes: int) -> AnyEncoderSpec:

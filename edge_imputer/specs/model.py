@@ -37,8 +37,8 @@ def check_pair(encoder: EncoderSpec, head: ImputerSpec) -> None:
         )
 
 
-class ModelSpec(Spec, frozen=True, kw_only=True):
-    """Everything that defines a model but its weights."""
+class ModelSpec(Spec, frozen=True, kw_only=True, tag="speech", tag_field="kind"):
+    """Everything that defines a model that writes down speech but its weights."""
 
     features: FeatureSpec
     encoder: EncoderSpec
@@ -79,9 +79,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     @property
     def step_features(self) -> int:
         """Feature frames that the encoder takes at once in a stream."""
-        if isinstance(self.encoder, ConformerSpec):
-            return self.encoder.chunk_frames
-        return self.encoder.subsampling
+        return self.encoder.step_features
 
     @property
     def step_frames(self) -> int:

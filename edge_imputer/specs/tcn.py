@@ -37,6 +37,11 @@ class TcnSpec(Spec, frozen=True, kw_only=True, tag="tcn", tag_field="kind"):
     sum_stacks: bool = True
 
     @property
+    def step_features(self) -> int:
+        """Feature frames of the shortest step of a stream; longer ones are multiples of it."""
+        return self.subsampling
+
+    @property
     def d_model(self) -> int:
         """Width of an encoder frame."""
         return self.channels

@@ -32,6 +32,11 @@ class WindowedSpec(Spec, frozen=True, kw_only=True):
         return self.hop_frames
 
     @property
+    def step_features(self) -> int:
+        """Feature frames of the shortest step of a stream; longer ones are multiples of it."""
+        return 1
+
+    @property
     def d_model(self) -> int:
         """Width of what comes out: one window's logits."""
         return self.n_classes

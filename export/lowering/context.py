@@ -8,7 +8,7 @@ which weights nobody read: a module that computes something the graph does not i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from edge_imputer.errors import ExportError
 
 from ..builder import GraphBuilder
 from ..graph import Array, Graph
+from .traced import TracedArray
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -38,13 +39,21 @@ def lowers(*types: type[nn.Module]) -> Callable[[F], F]:
 class Lowering:
     """One graph in the making.
 
+    Parameters
+    ----------
+    name : str
+        The graph's.
+    traced : bool
+        Whether constants that come from weights are `TracedArray`, with a gradient.
+
     Attributes
     ----------
     g : GraphBuilder
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, traced: bool = False) -> None:
         self.g = GraphBuilder(name)
+        self._traced = traced
         self._next: dict[str, str] = {}  # state -> what it is in the next call
         self._read: set[int] = set()
 
@@ -70,14 +79,19 @@ class Lowering:
         if tensor is None:
             raise ExportError(f"{self.g.graph.name}: expected a weight, got none")
         self._read.add(id(tensor))
-        array: Array = tensor.detach().cpu().numpy().astype(np.float32)
-        return array
+        return self._as_array(tensor)
 
     def fused(self, module: nn.Module, function: Callable[[], Iterable[Tensor]]) -> list[Array]:
         """Weights that a function of a module's computes from all of its own, in float64."""
         self._read |= {id(t) for t in (*module.parameters(), *module.buffers())}
-        with torch.no_grad():
-            return [tensor.cpu().numpy().astype(np.float32) for tensor in function()]
+        with torch.set_grad_enabled(self._traced and torch.is_grad_enabled()):
+            return [self._as_array(tensor) for tensor in function()]
+
+    def _as_array(self, tensor: Tensor) -> Array:
+        if self._traced:
+            return cast(Array, TracedArray(tensor.float()))
+        array: Array = tensor.detach().cpu().numpy().astype(np.float32)
+        return array
 
     def state(self, name: str, shape: tuple[int, ...]) -> str:
         """A tensor that lives from call to call; zeros before the first."""

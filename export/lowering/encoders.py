@@ -9,7 +9,6 @@ import numpy as np
 from torch import nn
 
 from edge_imputer.errors import ExportError
-from edge_imputer.specs import AttentionSpec
 from edge_imputer.train.encoders.cnn_windowed import CnnNetwork
 from edge_imputer.train.encoders.conformer import ConformerEncoder
 from edge_imputer.train.encoders.crnn import CrnnEncoder
@@ -17,10 +16,11 @@ from edge_imputer.train.encoders.crnn_windowed import WindowNetwork
 from edge_imputer.train.encoders.tcn import Stem, TcnBlock, TcnEncoder
 from edge_imputer.train.encoders.windowed import WindowedEncoder
 from edge_imputer.train.layers.recurrent import OneBiasGru
+from edge_imputer.train.layers.self_attention import stream_window
 
-from ..graph import Array
+from .attention import visible_keys
 from .context import Lowering, lowers
-from .layers import gru_first_step, gru_step
+from .layers import Gates, gru_first_step, gru_step
 
 
 @lowers(CrnnEncoder)
@@ -45,7 +45,7 @@ def stem(low: Lowering, module: Stem, name: str, x: str) -> str:
         x = g.concat(f"{name}.input", (state, x), 1)
         low.keep(state, g.slice(f"{name}.next_state", x, 1, g.shape(x)[1] - left, left))
     weight, bias = low.fused(module, module.fused)  # (C, n_mels, kernel)
-    kernel = np.ascontiguousarray(weight.transpose(0, 2, 1)[..., np.newaxis])
+    kernel = weight.transpose(0, 2, 1)[..., np.newaxis]
     x = g.conv2d(name, x, kernel, bias, (module.stride, 1), relu=True)
     return g.reshape(f"{name}.frames", x, (g.shape(x)[1], g.shape(x)[3]))
 
@@ -80,10 +80,10 @@ def conformer(low: Lowering, module: ConformerEncoder, name: str, x: str) -> str
     """One chunk of features (1, chunk, n_mels, 1) -> (block, d_model)."""
     spec = module.spec
     spec.attention.check_streaming()
-    valid = _valid_keys(low, spec.attention)
+    visible = visible_keys(low, spec.attention, stream_window(spec.attention))
     x = low(module.stem, "stem", x)
     for k, block in enumerate(module.blocks, 1):
-        x = low(block, f"block{k}", x, valid=valid)
+        x = low(block, f"block{k}", x, visible=visible)
         if module.feedback is not None and k in spec.intermediate_ctc:
             x = _fed_back(low, module, f"branch{k}", x)
     if module.ctc is not None and module.feedback is None:
@@ -101,58 +101,49 @@ def _fed_back(low: Lowering, module: ConformerEncoder, name: str, x: str) -> str
     return low.g.binary("add", f"{name}.sum", x, low(module.feedback, f"{name}.feedback", read))
 
 
-def _valid_keys(low: Lowering, spec: AttentionSpec) -> str | None:
-    """Which keys of a step are frames of the stream: 0.5, else -0.5, (1, 1, M); None: all are.
-
-    What is kept begins as zeros, which are no frames; ones follow them as frames do.
-    """
-    g = low.g
-    parts = []
-    kept = {
-        "memory": (spec.memory_frames, spec.summaries),
-        "past": (spec.past_frames, spec.block),
-    }
-    for part, (size, added) in kept.items():
-        if not size:
-            continue
-        state = low.state(f"valid.{part}.state", (1, 1, size))
-        new = g.constant(f"valid.{part}.ones", np.ones((1, 1, added), np.float32))
-        both = g.concat(f"valid.{part}.both", (state, new), 2)
-        low.keep(state, g.slice(f"valid.{part}.next", both, 2, g.shape(both)[2] - size, size))
-        parts.append(state)
-    if not parts:
-        return None
-    parts.append(g.constant("valid.chunk", np.ones((1, 1, spec.block), np.float32)))
-    half = g.constant("valid.half", np.full((1, 1, 1), 0.5, np.float32))
-    return g.binary("sub", "valid", g.concat("valid.keys", tuple(parts), 2), half)
-
-
 # ------------------------------------------------------------------------------ windows
 
 
 @lowers(OneBiasGru)
 def one_bias_gru(low: Lowering, module: OneBiasGru, name: str, x: str) -> str:
     """A window's frames (T, K) -> (T, 2 H), both directions written out step by step."""
-    g, n_frames = low.g, low.g.shape(x)[0]
-    hidden = module.gru.hidden_size
-    sides = []
-    for side, order in (("", range(n_frames)), ("_reverse", range(n_frames - 1, -1, -1))):
-        w_x = low.array(getattr(module.gru, f"weight_ih_l0{side}"))
-        w_h = low.array(getattr(module.gru, f"weight_hh_l0{side}"))
-        here = f"{name}{side}"
-        gates = g.fully_connected(f"{here}.x", x, w_x[:, :-1].copy(), w_x[:, -1].copy())
-        states: dict[int, str] = {}
-        nothing: Array = np.zeros(3 * hidden, np.float32)
-        h = ""
-        for t in order:
-            step, row = f"{here}.{t}", g.slice(f"{here}.{t}.gates", gates, 0, t, 1)
-            if h:
-                h = gru_step(low, step, row, h, w_h, nothing, f"{here}.h")
-            else:
-                h = gru_first_step(low, step, row)
-            states[t] = h
-        sides.append(g.concat(f"{here}.states", tuple(states[t] for t in range(n_frames)), 0))
-    return g.concat(name, tuple(sides), 1)
+    sides = tuple(_one_direction(low, module, name, x, side) for side in ("", "_reverse"))
+    return low.g.concat(name, sides, 1)
+
+
+def _one_direction(low: Lowering, module: OneBiasGru, name: str, x: str, side: str) -> str:
+    """A window's frames (T, K) -> (T, H). What all steps compute has one scale for all of them."""
+    g, n_frames, here = low.g, low.g.shape(x)[0], f"{name}{side}"
+    of_r_and_z = 2 * module.gru.hidden_size
+    of_x, of_h = (  # rows of r and z, and of n; the last column of the first is the bias
+        dict(zip(Gates._fields, (weight[:of_r_and_z], weight[of_r_and_z:]), strict=True))
+        for weight in (
+            low.array(getattr(module.gru, f"weight_{kind}_l0{side}")) for kind in ("ih", "hh")
+        )
+    )
+    frames = {}
+    for gate, weight in of_x.items():
+        y = g.fully_connected(f"{here}.x_{gate}", x, weight[:, :-1], weight[:, -1])
+        frames[gate] = [g.slice(f"{here}.{t}.x_{gate}", y, 0, t, 1) for t in range(n_frames)]
+    seen = [Gates(*gates) for gates in zip(*frames.values(), strict=True)]
+    first, *later = reversed(range(n_frames)) if side else range(n_frames)
+    states = {first: gru_first_step(low, f"{here}.{first}", seen[first])}
+    h = states[first]
+    for t in later:
+        remembered = (
+            g.fully_connected(
+                f"{here}.{t}.h_{gate}",
+                h,
+                weight,
+                np.zeros(len(weight), np.float32),
+                constants=f"{here}.h_{gate}",
+            )
+            for gate, weight in of_h.items()
+        )
+        h = states[t] = gru_step(low, f"{here}.{t}", seen[t], Gates(*remembered), h)
+    for part in ("h_rz", "h_n", "rz_sum", "reset", "n_sum", "kept"):
+        g.graph.alike.append(tuple(f"{here}.{t}.{part}" for t in later))
+    return g.concat(f"{here}.states", tuple(states[t] for t in range(n_frames)), 0)
 
 
 @lowers(WindowNetwork)
@@ -184,7 +175,7 @@ def cnn_network(low: Lowering, module: CnnNetwork, name: str, x: str) -> str:
 
 def _conv(low: Lowering, conv: nn.Conv2d, name: str, x: str) -> str:
     """A convolution of torch's, without padding of its own, and ReLU."""
-    kernel = np.ascontiguousarray(low.array(conv.weight).transpose(0, 2, 3, 1))
+    kernel = low.array(conv.weight).transpose(0, 2, 3, 1)
     stride = (int(conv.stride[0]), int(conv.stride[1]))
     return low.g.conv2d(name, x, kernel, low.array(conv.bias), stride, relu=True)
 

@@ -6,14 +6,9 @@ import numpy as np
 
 from edge_imputer.train.imputer import ImputerHead, WindowAttention
 
+from .attention import joined_heads, queries_keys_values
 from .context import Lowering, lowers
-from .layers import (
-    joined_heads,
-    norm,
-    normalised,
-    queries_keys_values,
-    silu,
-)
+from .layers import norm, normalised, silu
 
 
 @lowers(ImputerHead)
@@ -40,7 +35,7 @@ def _convolved(low: Lowering, module: ImputerHead, x: str) -> str:
         weight = low.array(conv.weight).transpose(0, 2, 1)[:, :, np.newaxis]  # type: ignore[arg-type]
         padded = g.pad(f"conv{k}.padded", x, 1, 0, half)
         bias = low.array(conv.bias)  # type: ignore[arg-type]
-        y = g.conv2d(f"conv{k}", padded, np.ascontiguousarray(weight), bias, (1, 1), relu=True)
+        y = g.conv2d(f"conv{k}", padded, weight, bias, (1, 1), relu=True)
         kept = g.shape(y)[1]
         skip = g.slice(f"conv{k}.skip", x, 1, half, kept) if half else x
         x = g.binary("add", f"conv{k}.residual", skip, y)

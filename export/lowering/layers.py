@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -18,7 +18,6 @@ from edge_imputer.train.layers.conformer import (
 from edge_imputer.train.layers.conv import CausalConv2d
 from edge_imputer.train.layers.depthwise import CausalDepthwiseConv1d, Pointwise
 from edge_imputer.train.layers.norm import fold_norm
-from edge_imputer.train.layers.self_attention import SelfAttention, angles_of
 from edge_imputer.train.layers.subsampling import Subsampling, SubsamplingConv2d
 
 from ..graph import Array
@@ -85,7 +84,7 @@ def causal_conv2d(
     x = _with_past(low, name, x, module.left)
     x = low.g.pad(f"{name}.padded", x, 2, module.freq_pad, module.freq_pad)
     weight, bias = low.fused(module, lambda: fold_norm(conv.weight, conv.bias, module.norm))
-    kernel = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    kernel = weight.transpose(0, 2, 3, 1)
     stride = (int(conv.stride[0]), int(conv.stride[1]))
     return low.g.conv2d(name, x, kernel, bias, stride, relu=True)
 
@@ -97,7 +96,7 @@ def causal_depthwise(low: Lowering, module: CausalDepthwiseConv1d, name: str, x:
     x = low.g.reshape(f"{name}.nhwc", x, (1, n_frames, 1, channels))
     x = _with_past(low, name, x, module.left)
     weight, bias = low.fused(module, module.fused)  # (C, 1, kernel)
-    kernel = np.ascontiguousarray(weight.transpose(1, 2, 0)[:, :, np.newaxis])
+    kernel = weight.transpose(1, 2, 0)[:, :, np.newaxis]
     x = low.g.depthwise_conv2d(name, x, kernel, bias, dilation=(module.dilation, 1))
     return low.g.reshape(f"{name}.frames", x, (n_frames, channels))
 
@@ -115,30 +114,25 @@ def subsampling(low: Lowering, module: Subsampling, name: str, x: str) -> str:
 # ------------------------------------------------------------------------------ recurrence
 
 
-def gru_step(
-    low: Lowering, name: str, gates_x: str, h: str, weight: Array, bias: Array, shared: str = ""
-) -> str:
-    """One step of a GRU: gates of the input (1, 3H) in torch's order r, z, n; state (1, H).
+class Gates(NamedTuple):
+    """What a GRU's gates make of the input, or of the state: r beside z (1, 2H), and n (1, H)."""
 
-    ``n = tanh(x_n + r * (U_n h + c))`` and ``h' = n + z * (h - n)``: the operations that every
-    runtime has as int8 kernels. Steps of the same layer have `shared` weights of that name.
+    rz: str
+    n: str
+
+
+def gru_step(low: Lowering, name: str, of_x: Gates, of_h: Gates, h: str) -> str:
+    """One step of a GRU, from the state h (1, H) to the next.
+
+    ``n = tanh(x_n + r * h_n)`` and ``h' = n + z * (h - n)``: the operations that every runtime has
+    as int8 kernels.
     """
-    g = low.g
-    n = g.shape(h)[1]
-    gates_h = g.fully_connected(f"{name}.h", h, weight, bias, constants=shared)
-    rz = g.binary(
-        "add",
-        f"{name}.rz_sum",
-        g.slice(f"{name}.x_rz", gates_x, 1, 0, 2 * n),
-        g.slice(f"{name}.h_rz", gates_h, 1, 0, 2 * n),
-    )
-    rz = g.unary("sigmoid", f"{name}.rz", rz)
+    g, n = low.g, low.g.shape(h)[1]
+    rz = g.unary("sigmoid", f"{name}.rz", g.binary("add", f"{name}.rz_sum", of_x.rz, of_h.rz))
     r = g.slice(f"{name}.r", rz, 1, 0, n)
     z = g.slice(f"{name}.z", rz, 1, n, n)
-    reset = g.binary("mul", f"{name}.reset", r, g.slice(f"{name}.h_n", gates_h, 1, 2 * n, n))
-    candidate = g.binary(
-        "add", f"{name}.n_sum", g.slice(f"{name}.x_n", gates_x, 1, 2 * n, n), reset
-    )
+    reset = g.binary("mul", f"{name}.reset", r, of_h.n)
+    candidate = g.binary("add", f"{name}.n_sum", of_x.n, reset)
     candidate = g.unary("tanh", f"{name}.n", candidate)
     gap = g.binary("sub", f"{name}.gap", h, candidate)
     g.graph.structural_quant |= {h: GRU_STATE, gap: GRU_GAP}
@@ -146,11 +140,11 @@ def gru_step(
     return g.binary("add", f"{name}.next_state", candidate, kept)
 
 
-def gru_first_step(low: Lowering, name: str, gates_x: str) -> str:
+def gru_first_step(low: Lowering, name: str, of_x: Gates) -> str:
     """`gru_step` from a state of zeros, without biases on it: ``h' = n - z * n``."""
-    g, n = low.g, low.g.shape(gates_x)[1] // 3
-    z = g.unary("sigmoid", f"{name}.z", g.slice(f"{name}.x_z", gates_x, 1, n, n))
-    candidate = g.unary("tanh", f"{name}.n", g.slice(f"{name}.x_n", gates_x, 1, 2 * n, n))
+    g, n = low.g, low.g.shape(of_x.n)[1]
+    z = g.unary("sigmoid", f"{name}.z", g.slice(f"{name}.x_z", of_x.rz, 1, n, n))
+    candidate = g.unary("tanh", f"{name}.n", of_x.n)
     gone = g.binary("mul", f"{name}.gone", z, candidate)
     return g.binary("sub", f"{name}.next_state", candidate, gone)
 
@@ -165,10 +159,23 @@ def gru(low: Lowering, module: nn.GRU, name: str, x: str) -> str:
         low.array(getattr(module, f"{kind}_l0"))
         for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
     )
-    gates = low.g.fully_connected(f"{name}.x", x, w_x, b_x)
-    following = gru_step(low, name, gates, h, weight, bias)
+    gates = {
+        "x": low.g.fully_connected(f"{name}.x", x, w_x, b_x),
+        "h": low.g.fully_connected(f"{name}.h", h, weight, bias),
+    }
+    of_x, of_h = (_gates(low, f"{name}.{part}", both) for part, both in gates.items())
+    following = gru_step(low, name, of_x, of_h, h)
     low.keep(h, following)
     return following
+
+
+def _gates(low: Lowering, name: str, gates: str) -> Gates:
+    """Parts of (1, 3H) in torch's order r, z, n."""
+    n = low.g.shape(gates)[1] // 3
+    return Gates(
+        low.g.slice(f"{name}_rz", gates, 1, 0, 2 * n),
+        low.g.slice(f"{name}_n", gates, 1, 2 * n, n),
+    )
 
 
 # ------------------------------------------------------------------------------ norms
@@ -213,10 +220,10 @@ def feed_forward(low: Lowering, module: FeedForward, name: str, x: str, *, scale
 
 
 @lowers(Attention)
-def attention(low: Lowering, module: Attention, name: str, x: str, *, valid: Any) -> str:
+def attention(low: Lowering, module: Attention, name: str, x: str, *, visible: Any) -> str:
     """(T, C) -> (T, C)."""
     rows, gain = normalised(low, module.norm, f"{name}.norm", x)
-    return low(module.attention, name, rows, columns=gain, valid=valid)
+    return low(module.attention, name, rows, columns=gain, visible=visible)
 
 
 @lowers(Convolution)
@@ -232,11 +239,13 @@ def convolution(low: Lowering, module: Convolution, name: str, x: str) -> str:
 
 
 @lowers(ConformerBlock)
-def conformer_block(low: Lowering, module: ConformerBlock, name: str, x: str, *, valid: Any) -> str:
+def conformer_block(
+    low: Lowering, module: ConformerBlock, name: str, x: str, *, visible: Any
+) -> str:
     """(T, C) -> (T, C)."""
     branches: dict[str, tuple[nn.Module, dict[str, Any]]] = {
         "first": (module.first, {"scale": 0.5}),
-        "attention": (module.attention, {"valid": valid}),
+        "attention": (module.attention, {"visible": visible}),
         "convolution": (module.convolution, {}),
         "second": (module.second, {"scale": 0.5}),
     }
@@ -244,127 +253,3 @@ def conformer_block(low: Lowering, module: ConformerBlock, name: str, x: str, *,
         out = low(part, f"{name}.{branch}", x, **options)
         x = low.g.binary("add", f"{name}.{branch}.sum", x, out)
     return x
-
-
-# ------------------------------------------------------------------------------ attention
-
-
-def heads_of(low: Lowering, name: str, x: str, n_heads: int) -> str:
-    """(T, C) -> (heads, T, C / heads)."""
-    n_frames, width = low.g.shape(x)
-    split = low.g.reshape(f"{name}.split", x, (n_frames, n_heads, width // n_heads))
-    return low.g.transpose(f"{name}.heads", split, (1, 0, 2))
-
-
-def queries_keys_values(low: Lowering, name: str, qkv: str, n_heads: int) -> list[str]:
-    """(T, 3 C) -> three times (heads, T, C / heads)."""
-    width = low.g.shape(qkv)[1] // 3
-    parts = [
-        low.g.slice(f"{name}.{part}", qkv, 1, k * width, width) for k, part in enumerate("qkv")
-    ]
-    return [heads_of(low, part, part, n_heads) for part in parts]
-
-
-def joined_heads(low: Lowering, name: str, x: str) -> str:
-    """(heads, T, C / heads) -> (T, C)."""
-    n_heads, n_frames, width = low.g.shape(x)
-    x = low.g.transpose(f"{name}.frames", x, (1, 0, 2))
-    return low.g.reshape(f"{name}.joined", x, (n_frames, n_heads * width))
-
-
-def turned(low: Lowering, name: str, x: str, position: Array) -> str:
-    """Rotary positions: every pair of channels (c, c + d / 2) of (H, T, d) turned by its angle."""
-    g, half = low.g, low.g.shape(x)[2] // 2
-    cos, sin = (a.astype(np.float32)[np.newaxis] for a in angles_of(position, 2 * half))
-    first, second = (g.slice(f"{name}.half{k}", x, 2, k * half, half) for k in range(2))
-    swapped = g.concat(f"{name}.swapped", (second, first), 2)
-    straight = g.constant(f"{name}.cos", np.concatenate([cos, cos], 2))
-    across = g.constant(f"{name}.sin", np.concatenate([-sin, sin], 2))
-    return g.binary(
-        "add",
-        name,
-        g.binary("mul", f"{name}.straight", x, straight),
-        g.binary("mul", f"{name}.across", swapped, across),
-    )
-
-
-BEYOND = 200.0  # a bound that no score reaches, nor the lowest one's opposite
-
-
-def masked(low: Lowering, name: str, scores: str, seen: Array, valid: str | None) -> str:
-    """Scores (H, T, M), the lowest where a key is not seen.
-
-    Parameters
-    ----------
-    seen : bool, (heads or 1, T, M)
-        What the pattern shows.
-    valid : (1, 1, M) or None
-        -0.5 where there is no frame yet, 0.5 elsewhere, as a stream knows it.
-    """
-    g = low.g
-    bounds = []
-    if not seen.all():
-        pattern = np.where(seen, BEYOND, -BEYOND).astype(np.float32)
-        bounds.append(g.constant(f"{name}.pattern", pattern))
-    if valid is not None:
-        far = g.constant(f"{name}.far", np.full((1, 1, 1), 2 * BEYOND, np.float32))
-        bounds.append(g.binary("mul", f"{name}.bound", valid, far))
-    for k, bound in enumerate(bounds):
-        scores = g.binary("minimum", f"{name}.masked{k}", scores, bound)
-        g.graph.saturating |= {bound, scores}
-    return scores
-
-
-@lowers(SelfAttention)
-def self_attention(
-    low: Lowering,
-    module: SelfAttention,
-    name: str,
-    x: str,
-    *,
-    valid: str | None,
-    columns: Array | None = None,
-) -> str:
-    """One chunk of a stream, (T, C) -> (T, C)."""
-    g, spec, window = low.g, module.spec, module.window
-    if window is None:
-        spec.check_streaming()  # raises
-    assert window is not None
-    if spec.head_mode == "split":
-        raise ExportError(
-            f"{name}: expected heads that all see the union of the pattern's sets (head_mode "
-            "merged), got split: a head that sees nothing yet has no softmax"
-        )
-    n_frames, width = g.shape(x)
-    scale = np.ones(3 * width, np.float32)
-    scale[:width] = (width // spec.heads) ** -0.5  # of the queries, which turning does not change
-    qkv = low(module.qkv, f"{name}.qkv", x, columns=columns, scale=scale)
-    q, k, v = queries_keys_values(low, name, qkv, spec.heads)
-    keys, values = (
-        _remembered(low, f"{name}.{part}", y, spec) for part, y in (("keys", k), ("values", v))
-    )
-    q = turned(low, f"{name}.q_turned", q, np.arange(n_frames))
-    keys = turned(low, f"{name}.keys_turned", keys, window.position)
-    scores = g.batch_matmul(f"{name}.scores", q, keys, transposed=True)
-    scores = masked(low, name, scores, window.seen, valid)
-    weights = g.unary("softmax", f"{name}.weights", scores)
-    out = joined_heads(low, f"{name}.seen", g.batch_matmul(f"{name}.mixed", weights, values))
-    return low(module.out, f"{name}.out", out)
-
-
-def _remembered(low: Lowering, name: str, new: str, spec: Any) -> str:
-    """Keys or values of a step (H, M, d): summaries of earlier blocks, frames before, the chunk."""
-    g = low.g
-    n_heads, n_frames, depth = g.shape(new)
-    parts = []
-    summaries = g.slice(f"{name}.summaries", new, 1, n_frames - spec.summaries, spec.summaries)
-    kept = (("memory", spec.memory_frames, summaries), ("past", spec.past_frames, new))
-    for part, size, added in kept:
-        if not size:
-            continue
-        state = low.state(f"{name}.{part}.state", (n_heads, size, depth))
-        both = g.concat(f"{name}.{part}.both", (state, added), 1)
-        begin = g.shape(both)[1] - size
-        low.keep(state, g.slice(f"{name}.{part}.next", both, 1, begin, size))
-        parts.append(state)
-    return g.concat(f"{name}.all", (*parts, new), 1) if parts else new

@@ -14,7 +14,6 @@ from edge_imputer.frontends import frontend_of
 from edge_imputer.specs import (
     BLANK_ID,
     AnyFeatureSpec,
-    ConformerSpec,
     FeatureSpec,
     KeywordModelSpec,
     ModelSpec,
@@ -72,10 +71,7 @@ class Featurizer:
         if isinstance(spec, ModelSpec):
             return spec.padded_samples(n_samples)
         n_frames = max(1, spec.features.n_frames(n_samples))
-        if isinstance(spec.encoder, ConformerSpec):
-            multiple = spec.encoder.chunk_frames
-        else:
-            multiple = 1 if spec.windowed else spec.encoder.subsampling
+        multiple = spec.encoder.step_features
         whole = -(-n_frames // multiple) * multiple
         return max(n_samples, spec.features.n_samples(whole))
 

@@ -25,8 +25,6 @@ class Encoder(StreamingLayer):
         Width of an encoder frame.
     subsampling : int
         Feature frames per encoder frame.
-    step_frames : int
-        Feature frames of the shortest step; longer ones are multiples of it.
     receptive_field : int or None
         Feature frames that one encoder frame depends on at most; None: all since the start.
     """
@@ -35,8 +33,13 @@ class Encoder(StreamingLayer):
     n_mels: int
     d_model: int
     subsampling: int
-    step_frames: int
     receptive_field: int | None = None
+
+    @property
+    def step_features(self) -> int:
+        """Feature frames of the shortest step; longer ones are multiples of it."""
+        step: int = self.spec.step_features
+        return step
 
     def _check_features(self, x: Tensor, *, multiple_of: int = 1) -> None:
         """Refuse what is not (B, T, n_mels), T a multiple."""

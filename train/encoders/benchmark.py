@@ -76,9 +76,9 @@ def stream(encoder: Encoder, features: FrameSpec) -> Callable[[], float]:
 
     The stream has warmed up: a second and more has gone through it.
     """
-    step_ms = 1e3 * encoder.step_frames * features.hop_length / features.sample_rate
+    step_ms = 1e3 * encoder.step_features * features.hop_length / features.sample_rate
     n_steps = max(1, -int(-CHUNK_MS // step_ms))
-    chunk = torch.randn(1, n_steps * encoder.step_frames, features.n_mels)
+    chunk = torch.randn(1, n_steps * encoder.step_features, features.n_mels)
     state: State = encoder.initial_state(1)
 
     @torch.no_grad()

@@ -49,7 +49,6 @@ class ConformerEncoder(Encoder):
         self.n_mels = features.n_mels
         self.d_model = spec.d_model
         self.subsampling = spec.subsampling
-        self.step_frames = spec.chunk_frames
         self.receptive_field = receptive_field(spec)
         self.stem = Subsampling(features.n_mels, spec.conv, spec.d_model)
         self.blocks = nn.ModuleList(ConformerBlock(spec) for _ in range(spec.n_layers))
@@ -105,10 +104,10 @@ class ConformerEncoder(Encoder):
         """
         self._check_features(chunk)
         frames, kept = torch.cat([state[0], chunk], 1), state[1:]
-        n = frames.shape[1] // self.step_frames * self.step_frames
+        n = frames.shape[1] // self.step_features * self.step_features
         outs = [frames.new_zeros(len(frames), 0, self.d_model)]
-        for start in range(0, n, self.step_frames):
-            out, kept = self._advance(frames[:, start : start + self.step_frames], kept)
+        for start in range(0, n, self.step_features):
+            out, kept = self._advance(frames[:, start : start + self.step_features], kept)
             outs.append(out)
         return torch.cat(outs, 1), (frames[:, n:], *kept)
 

@@ -31,7 +31,7 @@ class CrnnEncoder(Encoder):
         self.spec = spec
         self.n_mels = features.n_mels
         self.d_model = spec.d_model
-        self.subsampling = self.step_frames = spec.subsampling
+        self.subsampling = spec.subsampling
         channels = [1, *(layer.channels for layer in spec.conv)]
         self.conv = nn.ModuleList(
             CausalConv2d(c, layer) for c, layer in zip(channels, spec.conv, strict=False)

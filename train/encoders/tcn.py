@@ -105,7 +105,7 @@ class TcnEncoder(Encoder):
         self.spec = spec
         self.n_mels = features.n_mels
         self.d_model = spec.d_model
-        self.subsampling = self.step_frames = spec.subsampling
+        self.subsampling = spec.subsampling
         self.receptive_field = spec.receptive_field
         self.stem = Stem(features.n_mels, spec.channels, spec.stem_kernel, spec.subsampling)
         self.stacks = nn.ModuleList(
@@ -140,6 +140,8 @@ class TcnEncoder(Encoder):
         state : tuple of tensors
         """
         self._check_features(chunk, multiple_of=self.subsampling)
+        if not chunk.shape[1]:
+            return chunk.new_zeros(len(chunk), 0, self.d_model), state
         kept = iter(state)
         out, states = self.stem.step(chunk, (next(kept),))
         scales = []

@@ -59,7 +59,6 @@ class WindowedEncoder(Encoder):
         self.n_mels = features.n_mels
         self.d_model = spec.d_model
         self.subsampling = spec.subsampling
-        self.step_frames = 1
         self.receptive_field = spec.window_frames
         self.network = network
 

@@ -11,7 +11,7 @@ from .decoded import (
 )
 from .error_rates import Alignment, Errors, character_errors, word_errors
 from .evaluate import Options, spot_and_count, transcribe_and_count
-from .events import ScoredEvent, pick_events, pick_peaks
+from .events import ScoredEvent, pick_events
 from .journal import Entry, Journal
 from .noise import NoiseMixer, mix_at_snr
 from .page import write_html
@@ -45,7 +45,6 @@ __all__ = [
     "measure_keywords",
     "mix_at_snr",
     "pick_events",
-    "pick_peaks",
     "spot_and_count",
     "transcribe_and_count",
     "word_error_rate",

@@ -75,8 +75,8 @@ def decode_clips(
     label : show a progress bar with this text
     """
     decoder = StreamingDecoder(bundle, backend=backend, n_steps=n_steps, schedule=schedule)
-    tokenizer = Tokenizer(bundle.spec.tokens)
-    rate = bundle.spec.features.sample_rate
+    tokenizer = Tokenizer(decoder.spec.tokens)
+    rate = decoder.spec.features.sample_rate
     clips = list(clips)
     decoded = []
     for clip in track(clips, description=label) if label else clips:

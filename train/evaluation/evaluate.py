@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 from edge_imputer import __version__
 from edge_imputer.backends import load_backend
 from edge_imputer.bundle import Bundle
+from edge_imputer.decoding import read_language
 from edge_imputer.errors import DataError
 
 from ..data import Split
@@ -45,6 +47,8 @@ class Options:
         Recordings of noise, whose rows of `split` are mixed in at each of `snrs_db`.
     by : keys of the manifests to break rates down by
     backend, n_steps : of a bundle
+    language : Path, optional
+        What may be said, for transcripts, see `edge_imputer.decoding.read_language`.
     seed : int
     command : str
         How this was asked for, for the report.
@@ -62,6 +66,7 @@ class Options:
     by: Sequence[str] = ()
     backend: str = "onnx"
     n_steps: int | None = None
+    language: Path | None = None
     seed: int = 0
     command: str = ""
     progress: bool = True
@@ -195,13 +200,17 @@ def _transcriber(options: Options, model: Path, journal: Journal) -> tuple[str, 
     """A bundle in its runtime, or a checkpoint in torch: its name, and what runs it on clips."""
     compute: TorchTranscriber | Transcriber
     passes = f"{options.n_steps or 'own'} passes"
+    language = None
+    if options.language is not None:
+        language = read_language(options.language)
+        passes += f", {hashlib.sha256(options.language.read_bytes()).hexdigest()}"
     if model.is_file():
-        compute, identity = open_transcriber(model, n_steps=options.n_steps)
+        compute, identity = open_transcriber(model, n_steps=options.n_steps, language=language)
         name, how = model.name, f"torch, {passes}"
     else:
         bundle = Bundle.load(model)
         backend = load_backend(bundle, options.backend)
-        compute = Transcriber(bundle, backend, n_steps=options.n_steps)
+        compute = Transcriber(bundle, backend, n_steps=options.n_steps, language=language)
         identity = bundle_identity(bundle)
         name, how = bundle.manifest.name, f"{options.backend}, {passes}"
     return name, Runner(
@@ -223,6 +232,8 @@ def _info(options: Options, name: str, identity: str, data: Sequence[DataSet]) -
     if not options.model.is_file():
         settings["runtime"] = options.backend
         settings["passes"] = str(options.n_steps or "the bundle's own schedule")
+    if options.language is not None:
+        settings["language"] = options.language.name
     return RunInfo(
         model=name,
         model_identity=identity,

@@ -1,25 +1,22 @@
-"""From scores to events: one a peak, never one a frame.
+"""Events in a trace of scores, and which of them were said.
 
-An event is a local maximum of a keyword's score with no better one of that keyword within the
-refractory time (of equal ones the first counts). Which peaks these are does not depend on a
-threshold, so that the events at *every* threshold are known at once: those whose score reaches
-it. Hence misses never fall and false alarms never rise as the threshold does.
+What an event is, `edge_imputer.peaks` says. Which peaks these are does not depend on a threshold,
+so that the events at *every* threshold are known at once: those whose score reaches it. Hence
+misses never fall and false alarms never rise as the threshold does.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.errors import SpecError
+from edge_imputer.peaks import EVENT_FLOOR, PeakPicker, gap_frames
 
 from ..data.transcripts import normalize
 
-EVENT_FLOOR = 1e-3  # peaks below are not kept: a threshold there would fire all the time
 MISSED = -1.0  # score of a keyword that was said and left no event
 
 
@@ -29,38 +26,6 @@ class ScoredEvent(msgspec.Struct, frozen=True, array_like=True):
     keyword: int
     time_s: float
     score: float
-
-
-def pick_peaks(
-    scores: npt.NDArray[np.floating], min_gap: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.floating]]:
-    """Peaks of one keyword's scores that are events.
-
-    Parameters
-    ----------
-    scores : (T,)
-    min_gap : int
-        Frames; two peaks closer than this count as one, the better.
-
-    Returns
-    -------
-    frames, scores : (n,), in time's order
-    """
-    changes = np.flatnonzero(np.diff(scores)) + 1
-    starts = np.concatenate([[0], changes]) if len(scores) else np.zeros(0, np.intp)
-    level = scores[starts].astype(np.float64)  # one value a run of equal scores
-    around = np.concatenate([[-np.inf], level, [-np.inf]])
-    is_peak = (level > around[:-2]) & (level > around[2:]) & (level >= EVENT_FLOOR)
-    frames, peaks = starts[is_peak], level[is_peak]
-    kept: list[int] = []
-    for index in np.lexsort((frames, -peaks)):
-        frame = int(frames[index])
-        at = bisect_left(kept, frame)
-        near = kept[max(0, at - 1) : at + 1]
-        if all(abs(frame - other) >= min_gap for other in near):
-            insort(kept, frame)
-    chosen = np.array(kept, np.intp)
-    return chosen, scores[chosen]
 
 
 def pick_events(
@@ -81,18 +46,12 @@ def pick_events(
     SpecError
         Scores that are not finite or not in [0, 1].
     """
-    if not (np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()):
-        raise SpecError("expected keyword scores in [0, 1], got others; mend the detector's scores")
-    # A hair less, so that an exact multiple of the frame is not rounded up by its float.
-    min_gap = max(1, int(np.ceil(refractory_s / frame_s - 1e-6)))
-    events = []
-    for keyword in range(scores.shape[1]):
-        frames, peaks = pick_peaks(scores[:, keyword], min_gap)
-        events += [
-            ScoredEvent(keyword, round(float(frame) * frame_s, 3), round(float(peak), 7))
-            for frame, peak in zip(frames, peaks, strict=True)
-        ]
-    return events
+    picker = PeakPicker([EVENT_FLOOR] * scores.shape[1], gap_frames(refractory_s, frame_s))
+    peaks = [*picker.push(scores), *picker.finish()]
+    return [
+        ScoredEvent(peak.keyword, round(peak.frame * frame_s, 3), peak.score)
+        for peak in sorted(peaks, key=lambda peak: peak.keyword)
+    ]
 
 
 def said_in(text: str | None, label: str | None, keywords: Sequence[str]) -> dict[int, int]:

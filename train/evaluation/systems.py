@@ -12,12 +12,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.backends import Backend, load_backend
+from edge_imputer.backends import Backend, load_backend, load_keyword_backend
 from edge_imputer.bundle import Bundle
 from edge_imputer.errors import SpecError
+from edge_imputer.keyword_stream import KeywordStream
 from edge_imputer.keywords import check_keywords
 from edge_imputer.pipeline import StreamingDecoder
-from edge_imputer.specs import ModelSpec
+from edge_imputer.specs import AnyModelSpec, KeywordModelSpec, ModelSpec
 from edge_imputer.spotter import keyword_detector
 
 from ..checkpoint import load_checkpoint
@@ -92,7 +93,7 @@ class TextKeywordSystem:
     ) -> TextKeywordSystem:
         """A bundle in a runtime, as a stream; its own schedule if `n_steps` is None."""
         decoder = StreamingDecoder(bundle, backend=backend, n_steps=n_steps)
-        return cls(bundle.spec, lambda x: (c.log_probs for c in decoder.decode(x)), keywords)
+        return cls(decoder.spec, lambda x: (c.log_probs for c in decoder.decode(x)), keywords)
 
     def score(self, waveform: Float32) -> Float32:
         """Confidences, each at the last frame of its word, (T, K).
@@ -163,28 +164,28 @@ def _of_bundle(
 ) -> KeywordModel:
     point = bundle.manifest.operating_point
     own = {} if point is None else point.thresholds
+    name, identity = bundle.manifest.name, bundle_identity(bundle)
+    _check_rate(bundle.spec)
+    if isinstance(bundle.spec, KeywordModelSpec):
+        _check_own_keywords(bundle.path, keywords, bundle.spec)
+        stream = KeywordStream(bundle.spec, load_keyword_backend(bundle, backend))
+        return KeywordModel(stream, name, f"{identity} {backend}", own)
     if not (keywords or own):
         raise SpecError(
             "expected keywords, since the bundle has no operating point that names any; "
             "give --keyword WORD, once for each"
         )
-    _check_rate(bundle.spec)
     loaded = load_backend(bundle, backend)
     system = TextKeywordSystem.of_bundle(bundle, loaded, keywords or [*own], n_steps=n_steps)
     how = f"{backend}, {n_steps or 'own'} passes"
-    return KeywordModel(system, bundle.manifest.name, f"{bundle_identity(bundle)} {how}", own)
+    return KeywordModel(system, name, f"{identity} {how}", own)
 
 
 def _of_checkpoint(path: Path, keywords: Sequence[str] | None, n_steps: int | None) -> KeywordModel:
     loaded = load_checkpoint(path)
-    system: KeywordSystem
     if isinstance(loaded.task, KeywordTask):
         system = TorchKeywordSystem(loaded.task.model)
-        if keywords is not None and set(keywords) != set(system.keywords):
-            raise SpecError(
-                f"{path} listens for {', '.join(system.keywords)} and for nothing else, got "
-                f"{', '.join(keywords)}; leave --keyword out"
-            )
+        _check_own_keywords(path, keywords, system.spec)
         return KeywordModel(system, path.name, loaded.sha256, {})
     wanted = keywords or getattr(loaded.recipe.task, "keywords", ())
     if not wanted:
@@ -194,11 +195,19 @@ def _of_checkpoint(path: Path, keywords: Sequence[str] | None, n_steps: int | No
         )
     transcriber = TorchTranscriber(loaded, n_steps=n_steps)
     _check_rate(transcriber.spec)
-    system = TextKeywordSystem(transcriber.spec, lambda x: [transcriber.log_probs(x)], wanted)
-    return KeywordModel(system, path.name, f"{loaded.sha256} torch, {n_steps or 'own'} passes", {})
+    text = TextKeywordSystem(transcriber.spec, lambda x: [transcriber.log_probs(x)], wanted)
+    return KeywordModel(text, path.name, f"{loaded.sha256} torch, {n_steps or 'own'} passes", {})
 
 
-def _check_rate(spec: ModelSpec) -> None:
+def _check_own_keywords(path: Path, keywords: Sequence[str] | None, spec: KeywordModelSpec) -> None:
+    if keywords is not None and set(keywords) != set(spec.keywords):
+        raise SpecError(
+            f"{path} listens for {', '.join(spec.keywords)} and for nothing else, got "
+            f"{', '.join(keywords)}; leave --keyword out"
+        )
+
+
+def _check_rate(spec: AnyModelSpec) -> None:
     if spec.features.sample_rate != SAMPLE_RATE:
         raise SpecError(f"expected a model of {SAMPLE_RATE} Hz, got {spec.features.sample_rate} Hz")
 

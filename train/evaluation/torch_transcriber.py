@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from edge_imputer.decoding import Language, SearchedText
 from edge_imputer.errors import CheckpointError
 from edge_imputer.imputation import schedule
 from edge_imputer.specs import ModelSpec
@@ -32,6 +33,7 @@ class TorchTranscriber:
     ----------
     checkpoint : of a model that writes text
     n_steps : passes of the head a chunk; the model's own schedule if None
+    language : what may be said; without it the text is what was committed frame by frame
 
     Raises
     ------
@@ -39,7 +41,13 @@ class TorchTranscriber:
         It is a keyword model's.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, n_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        n_steps: int | None = None,
+        language: Language | None = None,
+    ) -> None:
         if not isinstance(checkpoint.spec, ModelSpec):
             raise CheckpointError(
                 "expected the checkpoint of a model that writes text, got a keyword model's; "
@@ -51,12 +59,17 @@ class TorchTranscriber:
         self._encoder, self._head = checkpoint.encoder, checkpoint.head
         self._featurizer = Featurizer(self.spec)
         self._tokenizer = Tokenizer(self.spec.tokens)
+        self._search = None if language is None else SearchedText(language, self.spec)
         head = self.spec.head
         self._schedule = head.schedule if n_steps is None else schedule(n_steps, head.block_size)
 
     def text(self, waveform: npt.NDArray[np.float32]) -> str:
         """Transcribe a recording, float32 (n,)."""
-        alignment, _ = self._decode(waveform)
+        alignment, log_probs = self._decode(waveform)
+        if self._search is not None:
+            self._search.reset()
+            self._search.push(log_probs.numpy())
+            return self._search.final().text
         return self._tokenizer.decode(self._tokenizer.collapse(alignment.tolist()))
 
     def log_probs(self, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -77,7 +90,9 @@ class TorchTranscriber:
         return Entry(key=key, text=self.text(waveform))
 
 
-def open_transcriber(path: Path, *, n_steps: int | None = None) -> tuple[TorchTranscriber, str]:
+def open_transcriber(
+    path: Path, *, n_steps: int | None = None, language: Language | None = None
+) -> tuple[TorchTranscriber, str]:
     """The transcriber of a checkpoint, and the file's hash.
 
     Raises
@@ -88,4 +103,4 @@ def open_transcriber(path: Path, *, n_steps: int | None = None) -> tuple[TorchTr
     from ..checkpoint import load_checkpoint
 
     loaded = load_checkpoint(path)
-    return TorchTranscriber(loaded, n_steps=n_steps), loaded.sha256
+    return TorchTranscriber(loaded, n_steps=n_steps, language=language), loaded.sha256

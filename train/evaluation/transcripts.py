@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edge_imputer.backends import Backend
 from edge_imputer.bundle import Bundle
+from edge_imputer.decoding import Language
 from edge_imputer.errors import DataError
 from edge_imputer.metrics import wilson_interval
 from edge_imputer.recognizer import Recognizer
@@ -36,9 +37,16 @@ N_EXAMPLES = 12
 class Transcriber:
     """A bundle in a runtime, as `Runner.compute` for transcripts."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, n_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        n_steps: int | None = None,
+        language: Language | None = None,
+    ) -> None:
         self.sample_rate = bundle.spec.features.sample_rate
-        self._recognizer = Recognizer(bundle, backend=backend, n_steps=n_steps)
+        self._recognizer = Recognizer(bundle, backend=backend, n_steps=n_steps, language=language)
 
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
         """Transcribe a clip as a stream that then ends."""

@@ -16,6 +16,7 @@ from ..data import ClipRecord, Manifest, write_manifest
 from ..data.combine import merge
 from ..data.records import HARD_LABEL, NEAR_MISS_LABEL, UNKNOWN_LABEL
 from ..evaluation.events import said_in
+from ..quantisation import QuantisationSection
 from ..recipe import DrawnBatches, Recipe
 from ..tasks import ImputerTaskSpec, KeywordTaskSpec, TaskSpec
 
@@ -73,6 +74,7 @@ def continuing_recipe(
         recipe,
         task=_continued(recipe.task, keywords),
         augment=replace(recipe.augment, ramp=0.0),
+        quantisation=QuantisationSection(),  # its ranges were of other weights and other audio
         batches=batches,
         optimizer=replace(
             recipe.optimizer,

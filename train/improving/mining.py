@@ -22,11 +22,12 @@ from rich.progress import track
 
 from edge_imputer.errors import AudioError, DataError, SpecError
 from edge_imputer.measured import Record
+from edge_imputer.peaks import EVENT_FLOOR
 
 from ..data import ClipRecord, Manifest, read_clip, write_manifest
 from ..data.records import HARD_LABEL
 from ..data.transcripts import normalize
-from ..evaluation.events import EVENT_FLOOR, ScoredEvent, said_in
+from ..evaluation.events import ScoredEvent, said_in
 from ..evaluation.journal import Journal, entry_key
 from ..evaluation.keyword_report import KeywordScoring
 from ..evaluation.systems import SAMPLE_RATE

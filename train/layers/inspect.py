@@ -118,13 +118,13 @@ def inspect_encoder(encoder: Encoder, features: FrameSpec) -> EncoderInfo:
         if stream.n_fed * frame_s > WARM_UP_LIMIT_S:
             raise SpecError(f"expected an encoder frame within {WARM_UP_LIMIT_S} s, got none")
         stream.step()
-    n_steps = -(-features.sample_rate // (encoder.step_frames * features.hop_length))  # >= 1 s
+    n_steps = -(-features.sample_rate // (encoder.step_features * features.hop_length))  # >= 1 s
     meter = Meter(encoder)
     for _ in range(n_steps):
         stream.state = tuple(tensor.clone() for tensor in stream.state)
         with meter.measuring(stream.state):
             stream.step()
-    layers = tuple(meter.layers(n_steps * encoder.step_frames * frame_s))
+    layers = tuple(meter.layers(n_steps * encoder.step_features * frame_s))
     back = encoder.receptive_field
     ms = 1e3 / features.sample_rate  # a sample's
     return EncoderInfo(
@@ -133,7 +133,7 @@ def inspect_encoder(encoder: Encoder, features: FrameSpec) -> EncoderInfo:
         macs_per_s=sum(layer.macs_per_s for layer in layers),
         state_bytes=sum(layer.state_bytes for layer in layers),
         frame_ms=encoder.subsampling * features.hop_length * ms,
-        step_ms=encoder.step_frames * features.hop_length * ms,
+        step_ms=encoder.step_features * features.hop_length * ms,
         latency_ms=stream.latency_samples * ms,
         receptive_field_ms=None if back is None else features.n_samples(back) * ms,
     )
@@ -151,7 +151,7 @@ class Stream:
     @torch.no_grad()
     def step(self) -> None:
         """Feed one step."""
-        n, hop = self.encoder.step_frames, self.features.hop_length
+        n, hop = self.encoder.step_features, self.features.hop_length
         chunk = torch.randn(1, n, self.features.n_mels, generator=self.random)
         out, self.state = self.encoder.step(chunk, self.state)
         self.n_fed += n

@@ -37,7 +37,8 @@ class CtcTask(SpeechTask):
     def losses(self, batch: Batch, update: int, progress: float) -> dict[str, Tensor]:
         """As `Task.losses`: "ctc" per token; the loss has the penalty on large logits besides."""
         encoder_out, frames, branches = self.encode(batch)
-        logits = self.head.output(self.drop(encoder_out, batch, ENCODER_DROPOUT))
+        dropped = self.drop(encoder_out, batch, ENCODER_DROPOUT)
+        logits = self.head(dropped, self.head.fully_masked(dropped))
         loss = self.encoder_loss(logits, branches, frames, batch, progress)
         loss, restraint = self.restrain(loss, logits, frames, batch)
         total = loss + restraint + self.logit_penalty(logits, frames)

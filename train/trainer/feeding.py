@@ -13,10 +13,9 @@ import numpy as np
 from lightning.fabric import Fabric
 
 from edge_imputer.errors import DataError, SpecError
-from edge_imputer.specs import ConformerSpec, FeatureSpec, KeywordModelSpec, ModelSpec
+from edge_imputer.specs import AnyModelSpec, ConformerSpec, FeatureSpec, KeywordModelSpec, ModelSpec
 from edge_imputer.tokens import token_spec_of
 
-from ..checkpoint import AnyModelSpec
 from ..data import (
     Batch,
     BucketedPlan,
@@ -55,6 +54,7 @@ class Feed:
     """What the loop reads."""
 
     spec: AnyModelSpec
+    train: Material  # the clips that the task can use
     featurizer: Featurizer
     batches: Callable[..., Iterable[Batch]]  # (start=update): this process's micro-batches
     valid: list[Clip]
@@ -121,7 +121,7 @@ def make_feed(
     if valid is not None:
         clips = validation_clips(valid, featurizer, recipe.data, seed=recipe.run.seed)
     size = recipe.batches.size if isinstance(recipe.batches, DrawnBatches) else 32
-    return Feed(spec, featurizer, batches, clips, min(size, 64))
+    return Feed(spec, train, featurizer, batches, clips, min(size, 64))
 
 
 def _any_usable(valid: Material, featurizer: Featurizer) -> Material | None:

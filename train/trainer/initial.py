@@ -15,8 +15,9 @@ from torch import Tensor
 
 from edge_imputer.bundle import MANIFEST_NAME, Bundle
 from edge_imputer.errors import CheckpointError
+from edge_imputer.specs import AnyModelSpec
 
-from ..checkpoint import AnyModelSpec, Checkpoint, Origin, pack, read_raw, unpack
+from ..checkpoint import Checkpoint, Origin, pack, read_raw, unpack
 from ..recipe import Recipe, make_recipe
 from ..tasks import Task
 from .store import State

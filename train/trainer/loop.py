@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from edge_imputer.errors import EdgeImputerError, SpecError, TrainingError, TrainingStopped
 
-from ..checkpoint import Origin, pack
+from ..checkpoint import Origin, pack, ranges_of
 from ..data import Batch
 from ..recipe import Recipe, RunSection
 from ..tasks import Task
 from .display import Display
 from .logbook import Logbook
 from .memory import MICRO_BATCHES, VALIDATION, enough_memory, frames_of
-from .optimization import MovingAverage, build_optimizer, rate_factor, set_learning_rate
+from .optimization import MovingAverage, build_optimizer, set_learning_rate
 from .processes import gathered
+from .quantising import QuantisedEnd, learning_rate
 from .signals import StopSignals
 from .store import LAST, State, Store
 
@@ -34,12 +35,18 @@ log = logging.getLogger(__name__)
 class _Losses(nn.Module):
     """A task whose losses are its ``forward``: what DDP and mixed precision wrap."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, end: QuantisedEnd | None) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.end = task, end
 
     def forward(self, batch: Batch, update: int, progress: float) -> dict[str, Tensor]:
-        return self.task.losses(batch, update, progress)
+        quantised = self.end.task if self.end is not None else None
+        if quantised is None:
+            return self.task.losses(batch, update, progress)
+        losses = quantised.losses(batch, update, 1.0)  # nothing that only helps a beginning
+        # What is read in training alone has no part in the graph, and DDP waits for its gradient.
+        touched = sum(parameter.sum() for parameter in self.task.parameters())
+        return {**losses, "loss": losses["loss"] + 0.0 * touched}
 
 
 class Loop:
@@ -58,11 +65,12 @@ class Loop:
         store: Store,
         logbook: Logbook,
         display: Display,
+        end: QuantisedEnd | None = None,
     ) -> None:
         self.fabric, self.task, self.recipe, self.origin = fabric, task, recipe, origin
-        self.store, self.logbook, self.display = store, logbook, display
+        self.store, self.logbook, self.display, self.end = store, logbook, display, end
         optimizer = build_optimizer(task.parameters(), recipe.optimizer)
-        self.module, self.optimizer = fabric.setup(_Losses(task), optimizer)
+        self.module, self.optimizer = fabric.setup(_Losses(task, end), optimizer)
         self.average: MovingAverage | None = None
         self.begin_average()
         self.buffers = [b for b in task.buffers() if b.is_floating_point()]
@@ -86,7 +94,8 @@ class Loop:
 
     def packed(self) -> State:
         """The model as a checkpoint without the state of its training."""
-        return pack(self.weights(), self.task.spec, self.recipe, self.origin, self.update)
+        ranges = self.end.ranges if self.end is not None else None
+        return pack(self.weights(), self.task.spec, self.recipe, self.origin, self.update, ranges)
 
     def state(self) -> State:
         """Everything that a resumed run needs to do what this one would have done."""
@@ -117,6 +126,8 @@ class Loop:
         if self.scaler is not None:
             self.scaler.load_state_dict(training["scaler"])
         self.update, self.bad = update, training["bad"]
+        if self.end is not None and self.end.includes(update):
+            self.end.ranges = ranges_of(state, self.store.folder / LAST)
         self.seconds, self.window = training["seconds"], dict(training["window"])
         self.store.resume(training["kept"])
         self.stopped_early = self.store.out_of_patience  # by the patience of now
@@ -128,10 +139,12 @@ class Loop:
         section = self.recipe.run
         finished = False
         with StopSignals() as signals:
+            self._begin_end()
             if section.monitor and self.update == 0 and len(valid):
                 self._rank(self.measure(valid))  # is there such a measure? Not hours later
             while not finished:
                 start = time.monotonic()
+                self._begin_end()
                 stop = self._update(batches, signals)
                 self.seconds += time.monotonic() - start
                 if self.update % section.valid_every == 0 or self.update == section.updates:
@@ -147,12 +160,17 @@ class Loop:
                         exit_code=128 + stop,
                     )
 
+    def _begin_end(self) -> None:
+        """From here on quantised, if it is time: what was best in float is not comparable."""
+        if self.end is not None and self.end.includes(self.update) and self.end.begin(self.task):
+            self.store.begin_anew()
+
     def _update(self, batches: Iterator[Batch], signals: StopSignals) -> int:
         """Make one update; the number of a signal that some process was sent, or 0."""
         recipe, world = self.recipe, self.fabric.world_size
         when = f"update {self.update + 1}"
-        factor = rate_factor(recipe.optimizer, self.update, recipe.run.updates)
-        set_learning_rate(self.optimizer, recipe.optimizer.learning_rate * factor)
+        rate = learning_rate(recipe, self.update)
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         kept_buffers = [buffer.clone() for buffer in self.buffers]
         sums: dict[str, Tensor] = {}
@@ -184,7 +202,7 @@ class Loop:
         self.update += 1
         if self.average:
             self.average.update(self.task)
-        self._log(values, recipe.optimizer.learning_rate * factor)
+        self._log(values, rate)
         return stop
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
@@ -285,6 +303,7 @@ class Loop:
         rank, world = self.fabric.global_rank, self.fabric.world_size
         when = f"validation after update {self.update}"
         sums: dict[str, tuple[float, float]] = {}
+        task = (self.end.task if self.end is not None else None) or self.task
         self.task.eval()
         swapped: AbstractContextManager[None] = nullcontext()
         if self.average:
@@ -293,7 +312,7 @@ class Loop:
             for batch in valid[rank::world]:
                 what = f"a batch of {frames_of(batch)}"
                 with enough_memory(when, what, VALIDATION, self._go_on):
-                    _add(sums, self.task.validate(self.fabric.to_device(batch)))
+                    _add(sums, task.validate(self.fabric.to_device(batch)))
         self.task.train()
         total: dict[str, tuple[float, float]] = {}
         for part in gathered(self.fabric, sums):

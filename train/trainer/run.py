@@ -15,6 +15,7 @@ from edge_imputer.errors import CheckpointError, SpecError
 
 from ..checkpoint import KEY, Origin, unpack
 from ..data import Batch, Clip, fixed_batches
+from ..quantisation import Quantiser
 from ..recipe import Recipe
 from ..tasks import build_task
 from .display import Display, said_seconds
@@ -23,6 +24,7 @@ from .initial import Initial, read_initial, take_over
 from .logbook import Logbook
 from .loop import Loop, monitored
 from .processes import make_fabric
+from .quantising import QuantisedEnd, make_end
 from .resuming import check_same
 from .sources import Material, of_clips
 from .store import LAST, State, Store, remove_run
@@ -41,6 +43,7 @@ def train(
     init_from: Path | None = None,
     devices: int | None = None,
     progress: bool = True,
+    quantiser: Quantiser | None = None,
 ) -> Path:
     """Train a model and return the path of the checkpoint that the recipe wants.
 
@@ -56,9 +59,12 @@ def train(
     init_from : a checkpoint or bundle whose weights are the first ones
     devices : processes on this machine; None: one, or what the environment says
     progress : show a progress bar, or lines where there is no terminal
+    quantiser : for recipes with ``quantisation.updates``: `edge_imputer.export.qat.ExportQuantiser`
 
     Raises
     ------
+    SpecError
+        A recipe with such updates, and no quantiser.
     DataError
         No clip that can be trained on.
     CheckpointError
@@ -85,7 +91,8 @@ def train(
     if state is not None:
         initial, origin = _check_resumable(state, out, recipe, origin)
     feed = make_feed(material, valid, recipe, fabric, initial, out)
-    loop = _make_loop(fabric, recipe, origin, store, feed, progress=progress)
+    end = make_end(recipe, quantiser, feed.train, feed.spec)
+    loop = _make_loop(fabric, recipe, origin, store, feed, end, progress=progress)
     if state is not None:
         loop.load(state, int(state[KEY]["updates"]))
         del state
@@ -116,7 +123,14 @@ def _check_resumable(
 
 
 def _make_loop(
-    fabric: Fabric, recipe: Recipe, origin: Origin, store: Store, feed: Feed, *, progress: bool
+    fabric: Fabric,
+    recipe: Recipe,
+    origin: Origin,
+    store: Store,
+    feed: Feed,
+    end: QuantisedEnd | None,
+    *,
+    progress: bool,
 ) -> Loop:
     torch.manual_seed(recipe.run.seed % 2**63)
     task = build_task(feed.spec, recipe.task)
@@ -127,7 +141,7 @@ def _make_loop(
         monitor=monitored(task, recipe.run)[0],
         shown=progress and fabric.is_global_zero,
     )
-    return Loop(fabric, task, recipe, origin, store, logbook, display)
+    return Loop(fabric, task, recipe, origin, store, logbook, display, end)
 
 
 def _carry_out(loop: Loop, feed: Feed) -> Path:

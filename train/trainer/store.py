@@ -105,6 +105,10 @@ class Store:
         self.kept.best, self.kept.best_update, self.kept.waited = value, update, 0
         return True
 
+    def begin_anew(self) -> None:
+        """Forget what was best: what follows is measured otherwise, or is another thing."""
+        self.kept = Kept()
+
     @property
     def out_of_patience(self) -> bool:
         """Whether the run should stop early."""
