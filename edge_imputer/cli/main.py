@@ -309,6 +309,9 @@ def export(
         typer.Option(help="Corpus whose training split calibrates; the shipped digits if unset."),
     ] = None,
     licence: Annotated[str, typer.Option(help="The model's licence, for its card.")] = "unstated",
+    ort: Annotated[
+        bool, typer.Option("--ort", help="Write onnx/NAME.int8.ort too, for onnxruntime's builds.")
+    ] = False,
 ) -> None:
     """Quantise a checkpoint and write every artefact: ONNX float and int8, TFLite int8, C99.
 
@@ -316,7 +319,7 @@ def export(
     """
     from .steps import export_checkpoint, load_corpus
 
-    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence)
+    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence, ort=ort)
     print(bundle.path)
 
 
