@@ -11,6 +11,7 @@ sha256 is an error that says so. An older schema is migrated by an explicit func
       MODEL_CARD.md        generated from the manifest
       onnx/encoder.onnx, onnx/imputer.onnx               float32
       onnx/encoder.int8.onnx, onnx/imputer.int8.onnx     int8, QDQ
+      onnx/encoder.int8.ort, onnx/imputer.int8.ort       int8, if asked for (export --ort)
       tflite/encoder.tflite, tflite/imputer.tflite       int8
       native/edim_model.c, native/edim_model.h           the same integers as C99 tables
       native/edim_kernels.c, native/edim_kernels.h       the kernels they call

@@ -262,6 +262,8 @@ def _stream(graph: Graph) -> tuple[list[list[Array]], list[list[Array]]]:
 def _agree(results: list[list[Array]], expected: list[list[Array]], *, exact: bool) -> bool:
     """Whether outputs are the reference's, see `Row`."""
     for got, wanted in zip(zip(*results, strict=True), zip(*expected, strict=True), strict=True):
+        if not wanted[0].size:  # torch's layers may have states of no elements
+            continue
         off = np.stack(got).astype(np.float64) - np.stack(wanted)
         if wanted[0].dtype == np.int8:
             least = 0.0 if exact else STEPS

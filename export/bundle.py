@@ -31,6 +31,7 @@ from edge_imputer.specs import AnyModelSpec, ModelSpec
 
 from .build import build_graphs, build_keyword_graph
 from .card import CARD_NAME, model_card
+from .file_metadata import file_metadata
 from .graph import Graph
 from .ranges import Ranges, quantise_by
 from .simulate import calibrate, calibrate_keywords, graph_record
@@ -195,7 +196,10 @@ def _write_bundle(
     """Write everything, read it back, put it in place."""
     _check_target(target)
     with _new_folder(target) as folder:
-        arenas = _write_models(floats, graphs, folder, emitters)
+        _write_models(floats, graphs, folder, described)
+        arenas: dict[str, int] = {}
+        for emit in emitters:
+            arenas.update(emit(*graphs, folder) or {})
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             minimum_runtime_version=MINIMUM_RUNTIME_VERSION,
@@ -254,12 +258,9 @@ def _update(path: str | os.PathLike[str], **changes: object) -> Bundle:
 
 
 def _write_models(
-    floats: tuple[Graph, ...],
-    graphs: tuple[Graph, ...],
-    folder: Path,
-    emitters: Sequence[Emitter],
-) -> dict[str, int]:
-    """Write every model file; the arena bytes that emitters state, by graph name."""
+    floats: tuple[Graph, ...], graphs: tuple[Graph, ...], folder: Path, described: _Described
+) -> None:
+    """Write every model file."""
     # Imported here, so that a missing extra is said in one line before.
     from .onnx_emitter import write_onnx
     from .parity import same_arrays
@@ -268,16 +269,13 @@ def _write_models(
     for kind in ("onnx", "tflite"):
         (folder / kind).mkdir()
     for float_graph, graph in zip(floats, graphs, strict=True):
-        write_onnx(float_graph, folder / "onnx" / f"{graph.name}.onnx")
+        said = file_metadata(described.spec, described.licence, last=graph is graphs[-1])
+        write_onnx(float_graph, folder / "onnx" / f"{graph.name}.onnx", said)
         onnx_path = folder / "onnx" / f"{graph.name}.int8.onnx"
         tflite_path = folder / "tflite" / f"{graph.name}.tflite"
-        write_onnx(graph, onnx_path)
-        write_tflite(graph, tflite_path)
+        write_onnx(graph, onnx_path, said)
+        write_tflite(graph, tflite_path, said)
         same_arrays(graph, onnx_path, tflite_path)
-    arenas: dict[str, int] = {}
-    for emit in emitters:
-        arenas.update(emit(*graphs, folder) or {})
-    return arenas
 
 
 def _write_card_and_manifest(folder: Path, manifest: Manifest) -> None:

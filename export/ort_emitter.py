@@ -8,11 +8,14 @@ writes initialisers in the order of a hash table; what it computes is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from edge_imputer.errors import ExportError, require
+from edge_imputer.specs import AnyModelSpec
 
+from .file_metadata import file_metadata
 from .graph import Graph
 from .onnx_emitter import onnx_model
 
@@ -56,3 +59,20 @@ def write_ort(graph: Graph, path: str | Path, metadata: Mapping[str, str] | None
         runtime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # onnxruntime's have no base of their own
         raise ExportError(f"{graph.name}: onnxruntime could not write {path}: {error}") from error
+
+
+def ort_emitter(spec: AnyModelSpec, licence: str) -> Callable[..., None]:
+    """An emitter for `export_bundle`: ``onnx/NAME.int8.ort`` of every graph.
+
+    Parameters
+    ----------
+    spec, licence : the bundle's, for the files' metadata
+    """
+
+    def emit(*graphs_and_folder: Any) -> None:
+        *graphs, folder = graphs_and_folder
+        for graph in graphs:
+            said = file_metadata(spec, licence, last=graph is graphs[-1])
+            write_ort(graph, folder / "onnx" / f"{graph.name}.int8.ort", said)
+
+    return emit

@@ -5,8 +5,8 @@ integers computed before it, the steps that a runtime is off are held to `parity
 every runtime listens to the same clips, from its own states on: each pair must write down the same
 for nearly all.
 
-A bundle is a list of graphs and a way to decode with them, see `_decoder`; nothing else here knows
-what the graphs are for.
+A bundle is a list of graphs and a way to decode with them: `decoders` has one for each kind of
+model, and nothing here knows what the graphs are for.
 """
 
 from __future__ import annotations
@@ -14,26 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_imputer.backends import (
-    Backend,
-    KeywordBackend,
-    load_backend,
-    load_keyword_backend,
-)
 from edge_imputer.backends.native_library import find_compiler
-from edge_imputer.backends.stepper import KeywordStepper, Model, Stepper
 from edge_imputer.bundle import Bundle
 from edge_imputer.errors import BackendError, ExportError
-from edge_imputer.keyword_stream import KeywordStream
-from edge_imputer.pipeline import StreamingDecoder
-from edge_imputer.specs import KeywordModelSpec
-from edge_imputer.tokens import Tokenizer
 
+from .decoders import KINDS, AnyBackend, Decoded, Waveform
 from .graph import Array, Graph
 from .parity import LayerParity, layer_parity, same_arrays, tolerance
 from .reference import Interpreter
@@ -43,17 +32,7 @@ from .tflite_reader import read_tflite
 INTEGERS, FLOAT, NATIVE = "integers", "onnxruntime-float", "native"
 NAMES = (*ALL_RUNTIMES, NATIVE, FLOAT)
 MIN_AGREEMENT = 0.99
-Waveform = npt.NDArray[np.float32]
-AnyBackend = Backend | KeywordBackend
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What came of one clip: text, and the numbers it was read from."""
-
-    text: str
-    scores: Array
 
 
 @dataclass(frozen=True)
@@ -175,7 +154,11 @@ def verify(
     _check(waveforms, runtimes)
     graphs = read_graphs(bundle)
     calls = _calls(bundle, graphs, waveforms[0], n_calls)
-    backends = {INTEGERS: _stepper(bundle, INTEGERS, [_Integers(graph) for graph in graphs])}
+    backends = {
+        INTEGERS: KINDS[type(bundle.spec)].backend(
+            bundle, INTEGERS, [_Integers(graph) for graph in graphs]
+        )
+    }
     absent, refused = _open(bundle, runtimes, backends)
     single = [name for name in runtimes if name in ALL_RUNTIMES and name not in absent]
     layers = {
@@ -242,52 +225,13 @@ def _calls(
     """Inputs of at most n calls of each graph while the exact integers decode a clip."""
     recorded: list[list[dict[str, Array]]] = [[] for _ in graphs]
     models = [_Integers(graph, calls) for graph, calls in zip(graphs, recorded, strict=True)]
-    _listen(bundle, _stepper(bundle, INTEGERS, models), [waveform])
+    _listen(bundle, KINDS[type(bundle.spec)].backend(bundle, INTEGERS, models), [waveform])
     spread = [np.linspace(0, len(calls) - 1, min(n, len(calls))).round() for calls in recorded]
     return [[calls[int(k)] for k in at] for calls, at in zip(recorded, spread, strict=True)]
 
 
-def _stepper(
-    bundle: Bundle, name: str, models: Sequence[Model], *, quantised: bool = True
-) -> AnyBackend:
-    """The models of a bundle as a backend."""
-    spec, record = bundle.spec, bundle.manifest.graph
-    if isinstance(spec, KeywordModelSpec):
-        return KeywordStepper(name, spec, record("keywords"), models[0], quantised=quantised)
-    pair = models[0], models[1]
-    return Stepper(name, spec, (record("encoder"), record("imputer")), pair, quantised=quantised)
-
-
-def _decoder(bundle: Bundle, backend: AnyBackend) -> Callable[[Waveform], Decoded]:
-    """What a bundle is for: transcripts by its own schedule, or the keyword that was said."""
-    spec = bundle.spec
-    if isinstance(spec, KeywordModelSpec):
-        return _keywords(KeywordStream(spec, cast(KeywordBackend, backend)))
-    decoder = StreamingDecoder(bundle, backend=cast(Backend, backend))
-    return _speech(decoder, Tokenizer(spec.tokens))
-
-
-def _speech(decoder: StreamingDecoder, tokenizer: Tokenizer) -> Callable[[Waveform], Decoded]:
-    def decode(waveform: Waveform) -> Decoded:
-        chunks = decoder.decode(waveform)
-        alignment = np.concatenate([chunk.alignment for chunk in chunks])
-        text = tokenizer.decode(tokenizer.collapse(alignment.tolist()))
-        return Decoded(text, np.concatenate([chunk.log_probs for chunk in chunks]))
-
-    return decode
-
-
-def _keywords(stream: KeywordStream) -> Callable[[Waveform], Decoded]:
-    def decode(waveform: Waveform) -> Decoded:
-        scores = stream.score(waveform)  # (T, K)
-        best = stream.keywords[int(scores.max(0).argmax())] if len(scores) else ""
-        return Decoded(best, scores)
-
-    return decode
-
-
 def _listen(bundle: Bundle, backend: AnyBackend, waveforms: Iterable[Waveform]) -> list[Decoded]:
-    decode = _decoder(bundle, backend)
+    decode = KINDS[type(bundle.spec)].decoder(bundle, backend)
     return [decode(waveform) for waveform in waveforms]
 
 
@@ -324,14 +268,13 @@ def _absence(bundle: Bundle, name: str) -> str | None:
 
 def _backend(bundle: Bundle, name: str) -> AnyBackend:
     if name in (NATIVE, FLOAT):
-        load = load_keyword_backend if isinstance(bundle.spec, KeywordModelSpec) else load_backend
-        return load(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
+        return KINDS[type(bundle.spec)].load(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
     runtime = ALL_RUNTIMES[name]
     ending = {"onnx": "int8.onnx", "tflite": "tflite"}[runtime.suffix]
     files = [
         bundle.file(f"{runtime.suffix}/{record.name}.{ending}") for record in bundle.manifest.graphs
     ]
-    return _stepper(bundle, name, [runtime.open(file) for file in files])
+    return KINDS[type(bundle.spec)].backend(bundle, name, [runtime.open(file) for file in files])
 
 
 # ------------------------------------------------------------------------------ what is exceeded

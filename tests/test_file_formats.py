@@ -8,6 +8,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -21,20 +22,24 @@ from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.errors import ExportError, MissingExtraError
 from edge_imputer.export.build import build_encoder_graph
 from edge_imputer.export.builder import GraphBuilder
+from edge_imputer.export.bundle import export_bundle
 from edge_imputer.export.calibration import Calibration
 from edge_imputer.export.file_arrays import same_arrays
+from edge_imputer.export.file_metadata import file_metadata
 from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.onnx_emitter import onnx_model, write_onnx
 from edge_imputer.export.onnx_functions import inlined
 from edge_imputer.export.onnx_names import value_names
-from edge_imputer.export.ort_emitter import write_ort
+from edge_imputer.export.ort_emitter import ort_emitter, write_ort
 from edge_imputer.export.parity import load_runtime
 from edge_imputer.export.quantize import quantise
 from edge_imputer.export.reference import Interpreter, run_float, run_int, zero_feeds
 from edge_imputer.export.tflite_emitter import tflite_bytes, write_tflite
-from edge_imputer.specs import PRESETS
+from edge_imputer.specs import PRESETS, FeatureSpec, KeywordModelSpec
 
-from .graphs import feed, feeds, small_model
+from .graphs import feed, feeds, model_spec, small_model, waveforms
+from .graphs import modules as model_modules
+from .test_export_bundle import PROVENANCE
 from .test_lowering import HEADS, SMALL, features, head, modules, windows
 from .test_lowering import quantised as small_encoder
 
@@ -304,3 +309,52 @@ def test_ort_needs_onnxruntime_and_its_suffix(
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-imputer\[export\]'"):
         write_ort(graph, tmp_path / "x.ort")
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------ in a bundle
+
+
+def test_a_bundle_s_files_say_what_goes_in_and_comes_out(tmp_path: Path) -> None:
+    """Labels and front end where the answer is given, the licence everywhere; .ort files too."""
+    spec = model_spec()
+    encoder, imputer_head = model_modules(spec)
+    bundle = export_bundle(
+        tmp_path / "bundle",
+        encoder=encoder,
+        head=imputer_head,
+        spec=spec,
+        provenance=PROVENANCE,
+        calibration=waveforms(),
+        name="small",
+        licence="CC-BY-4.0",
+        emitters=[ort_emitter(spec, "CC-BY-4.0")],
+    )
+    for name in WHOLE:
+        said = {"licence": "CC-BY-4.0"}
+        if name == "imputer":
+            said |= {"labels": ["<blank>", *spec.tokens.characters]}  # type: ignore[dict-item]
+            said |= {"features": msgspec.to_builtins(spec.features)}
+        found = []
+        for suffix in ("onnx", "int8.onnx", "int8.ort"):
+            path = bundle.file(f"onnx/{name}.{suffix}")
+            session = onnxruntime.InferenceSession(str(path))
+            found.append(session.get_modelmeta().custom_metadata_map)
+        model = schema.ModelT.InitFromPackedBuf(bundle.file(f"tflite/{name}.tflite").read_bytes())
+        metadata = {m.name.decode(): bytes(model.buffers[m.buffer].data) for m in model.metadata}
+        del metadata["min_runtime_version"]
+        found.append(metadata)
+        for texts in found:
+            assert {key: json.loads(text) for key, text in texts.items()} == said
+    labels = json.loads(found[0]["labels"])
+    assert labels.index("<blank>") == spec.tokens.blank_id
+    assert len(labels) == spec.tokens.vocabulary_size
+
+
+def test_a_keyword_model_s_labels_are_its_classes() -> None:
+    spec = KeywordModelSpec(
+        features=FeatureSpec(), encoder=SMALL["tcn"], keywords=("yes", "no"), silence=True
+    )
+    said = file_metadata(spec, "unstated", last=True)
+    assert json.loads(said["labels"]) == ["_unknown_", "yes", "no", "_silence_"]
+    assert json.loads(said["features"])["n_mels"] == 40
+    assert file_metadata(spec, "unstated", last=False) == {"licence": '"unstated"'}

@@ -54,8 +54,8 @@ LOWERING = {f"export/lowering/{name}.py" for name in _LOWERING}
 # Training in the exported integers: the graph in torch, in place of a task's modules.
 QAT = {f"export/qat/{name}.py" for name in ("exact", "kernels", "executor", "models", "quantiser")}
 BUNDLES = {"export/build.py", "export/bundle.py", "export/esphome/pack.py"}
-COMPARED = {"export/benchmark.py", "export/oracle.py"}
-CHECKPOINT_READERS = frozenset(BUNDLES | COMPARED | LOWERING | QAT)
+MEASURED = {"export/benchmark.py", "export/oracle.py"}  # torch modules beside their graphs
+CHECKPOINT_READERS = frozenset(BUNDLES | MEASURED | LOWERING | QAT)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
 TABLE = {

@@ -287,3 +287,24 @@ def test_there_is_no_other_runtime(tmp_path: Path) -> None:
         ExportError, match=r"expected a runtime among onnxruntime, .*got 'tensorrt'"
     ):
         load_runtime(small_layer(), "tensorrt", tmp_path)
+
+
+# ------------------------------------------------------------------------------ documentation
+
+
+def test_the_documented_tolerances_are_those_that_are_asserted() -> None:
+    text = (ROOT / "docs" / "runtimes.md").read_text("utf-8")
+    section = text.split("## Tolerances of a layer")[1].split("##")[0]
+    rows = [line.strip("| ").split("|") for line in section.splitlines() if line[:1] == "|"]
+    head, _, *rows = [[cell.strip() for cell in row] for row in rows]
+    apart = head[1].split(", ")
+    assert set(apart) < set(ALL_RUNTIMES)
+    stated = {
+        (runtime, kind): int(near if runtime in apart else far)
+        for kinds, near, far in rows
+        for kind in kinds.split(", ")
+        for runtime in ALL_RUNTIMES
+    }
+    assert stated == {
+        (runtime, kind): tolerance(runtime, kind) for runtime in ALL_RUNTIMES for kind in LAYERS
+    }

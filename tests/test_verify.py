@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from edge_imputer.bundle import Bundle, file_records, write_manifest
 from edge_imputer.cli.main import main
 from edge_imputer.errors import BackendError, ExportError
 from edge_imputer.export import verify as module
-from edge_imputer.export.bundle import export_bundle
+from edge_imputer.export.bundle import export_bundle, export_keyword_bundle
+from edge_imputer.export.decoders import KINDS, Decoded
+from edge_imputer.export.graph import Array
 from edge_imputer.export.reference import Interpreter
 from edge_imputer.export.runtimes import ALL_RUNTIMES, RUNTIMES
 from edge_imputer.export.verify import FLOAT, INTEGERS, NATIVE, read_graphs, verify
 from edge_imputer.firmware_bridge.emit import write_native
+from edge_imputer.firmware_bridge.keywords import write_native_keywords
+from edge_imputer.specs import FeatureSpec, KeywordModelSpec, for_classes
+from edge_imputer.train.keyword_model import KeywordModel
 
 from .graphs import feeds, model_spec, modules, small_model, waveforms
 from .test_export_bundle import PROVENANCE
+from .test_lowering import SMALL
 
 EVERY = (*RUNTIMES, NATIVE, FLOAT)  # that the tests' environment has for sure
 
@@ -133,13 +143,13 @@ def test_c_code_of_another_model_is_told(bundle: Bundle, tmp_path: Path) -> None
 def test_pairs_that_write_down_something_else_are_told(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = module._decoder
+    kind = KINDS[type(bundle.spec)]
 
-    def deaf(bundle: Bundle, backend: object):
-        listen, name = decode(bundle, backend), backend.name
-        return lambda x: replace(listen(x), text="?") if name == "litert" else listen(x)
+    def deaf(bundle: Bundle, backend: Any) -> Callable[[Array], Decoded]:
+        listen = kind.decoder(bundle, backend)
+        return lambda x: replace(listen(x), text="?") if backend.name == "litert" else listen(x)
 
-    monkeypatch.setattr(module, "_decoder", deaf)
+    monkeypatch.setitem(KINDS, type(bundle.spec), kind._replace(decoder=deaf))
     found = verify(bundle, waveforms(2), runtimes=["litert", "onnxruntime"], min_agreement=0.5)
     assert len(found.exceeded) == 2
     for line, other in zip(
@@ -199,6 +209,51 @@ def test_a_layer_that_is_off_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyP
 def test_bad_arguments(bundle: Bundle, clips: int, runtimes: tuple[str, ...], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         verify(bundle, waveforms()[:clips], runtimes=runtimes)
+
+
+# ------------------------------------------------------------------------------ keyword models
+
+
+@pytest.mark.parametrize("encoder", ["tcn", "cnn-windowed"])
+def test_a_keyword_bundle_is_within_every_tolerance(encoder: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    keywords = ("yes", "no")
+    spec = KeywordModelSpec(
+        features=FeatureSpec(), encoder=for_classes(SMALL[encoder], 3), keywords=keywords
+    )
+    bundle = export_keyword_bundle(
+        tmp_path / "bundle",
+        model=KeywordModel(spec).eval(),
+        provenance=PROVENANCE,
+        calibration=waveforms(),
+        name="words",
+        licence="Apache-2.0",
+        emitters=[lambda graph, folder: write_native_keywords(graph, spec.step_features, folder)],
+    )
+    found = verify(bundle, waveforms(), min_agreement=0, min_float_agreement=0)
+    assert found.exceeded == []
+    assert set(found.layers) == {"keywords"}
+    assert found.identical[NATIVE] == 1
+    assert {FLOAT, NATIVE, "litert"} <= {pair.second for pair in found.pairs}
+
+
+def test_the_keyword_that_is_heard_best_is_the_text() -> None:
+    class Stream:
+        def __init__(self, spec: object, backend: object) -> None:
+            pass
+
+        def score(self, waveform: Array) -> Array:
+            return np.array([[0.2, 0.1], [0.55, 0.3], [0.1, 0.4]], np.float32) * waveform[0]
+
+    spec = KeywordModelSpec(features=FeatureSpec(), encoder=SMALL["tcn"], keywords=("yes", "no"))
+    point = SimpleNamespace(thresholds={"no": 0.25})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_imputer.export.decoders.KeywordStream", Stream)
+        for operating_point, texts in ((None, ["yes", ""]), (point, ["no", ""])):
+            manifest = SimpleNamespace(operating_point=operating_point)
+            bundle: Any = SimpleNamespace(spec=spec, manifest=manifest)
+            decode = KINDS[KeywordModelSpec].decoder(bundle, None)
+            assert [decode(np.array([level])).text for level in (1.0, 0.5)] == texts
 
 
 # ------------------------------------------------------------------------------ the command

@@ -31,6 +31,9 @@ def export(
     fused: Annotated[
         bool, typer.Option("--fused", help="Also the whole model, samples to tokens, as one file.")
     ] = False,
+    ort: Annotated[
+        bool, typer.Option("--ort", help="Write onnx/NAME.int8.ort too, for onnxruntime's builds.")
+    ] = False,
     licence: Annotated[
         str | None, typer.Option(help="The model's licence, for a bundle's card.")
     ] = None,
@@ -80,8 +83,10 @@ def export(
                 "expected no --licence with --target esphome, whose manifest has no place for it, "
                 f"got {licence!r}; state it where the files are published"
             )
-        if fused:
-            raise SpecError("expected no --fused with --target esphome, whose model reads features")
+        if fused or ort:
+            raise SpecError(
+                "expected neither --fused nor --ort, which are for bundles"
+            )
         from .esphome import export_esphome
         from .steps import load_corpus
 
@@ -101,5 +106,6 @@ def export(
         out or Path("build/bundle"),
         licence=licence or "unstated",
         fused=fused,
+        ort=ort,
     )
     print(bundle.path)

@@ -197,13 +197,15 @@ def export_checkpoint(
     licence: str = "unstated",
     emitters: Sequence[Emitter] = (),
     fused: bool = False,
+    ort: bool = False,
 ) -> Bundle:
     """Quantise on a corpus' train split and write every artefact.
 
     `licence` is that of the model, which the training data decides: only its owner can state it.
     `name` is the folder's if not given.
     `emitters` see the quantised graphs besides the C emitter.
-    With `fused`, the folder ``fused`` holds the whole model as one graph.
+    With `fused`, the folder ``fused`` holds the whole model as one graph; `ort` adds onnxruntime's
+    own files.
     """
     from edge_imputer.export.bundle import (
         REQUIRED_MODULES,
@@ -213,6 +215,7 @@ def export_checkpoint(
 
     for module in ("lightning", *REQUIRED_MODULES):
         require(module, extra="export")
+    from edge_imputer.export.ort_emitter import ort_emitter
     from edge_imputer.firmware_bridge.emit import write_native
     from edge_imputer.firmware_bridge.keywords import write_native_keywords
     from edge_imputer.train.checkpoint import load_checkpoint
@@ -232,6 +235,8 @@ def export_checkpoint(
         created_by=f"edge-imputer {__version__}",
     )
     name = name or out.resolve().name
+    if ort:
+        emitters = [*emitters, ort_emitter(loaded.spec, licence)]
 
     def with_training(*graphs_and_folder: Any) -> None:
         write_training(loaded, graphs_and_folder[-1])
