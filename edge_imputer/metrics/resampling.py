@@ -106,7 +106,7 @@ def paired_difference(
     # No resample beyond zero does not make the chance nothing: one more would have been one.
     # Nor do resamples of a few differences with one sign: each of them may be chance.
     by_chance = 0.5 ** np.count_nonzero(top)
-    p_value = min(1.0, 2 * max(float(beyond), 1 / (len(draws) + 1), by_chance))
+    p_value = min(1.0, 2 * float(max(beyond, 1 / (len(draws) + 1), by_chance)))
     return PairedDifference(
         Interval(value=value, low=float(low), high=float(high), n=len(top)), p_value
     )
