@@ -19,6 +19,7 @@ from . import synthesize
 from .bench import bench
 from .data import app as data_app
 from .evaluate import evaluate
+from .export import export
 from .improve import improve, mine
 from .training import recipe_app
 from .verify import verify
@@ -49,6 +50,7 @@ app.command()(mine)
 app.command()(improve)
 app.command()(verify)
 app.command()(bench)
+app.command()(export)
 
 
 class BackendName(str, Enum):
@@ -298,29 +300,6 @@ def train(
         devices=devices,
         resume=resume,
     )
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by `train`.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("build/bundle"),
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Corpus whose training split calibrates; the shipped digits if unset."),
-    ] = None,
-    licence: Annotated[str, typer.Option(help="The model's licence, for its card.")] = "unstated",
-    ort: Annotated[
-        bool, typer.Option("--ort", help="Write onnx/NAME.int8.ort too, for onnxruntime's builds.")
-    ] = False,
-) -> None:
-    """Quantise a checkpoint and write every artefact: ONNX float and int8, TFLite int8, C99.
-
-    Example: `edge-imputer export build/train/last.ckpt --out build/bundle`
-    """
-    from .steps import export_checkpoint, load_corpus
-
-    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence, ort=ort)
-    print(bundle.path)
 
 
 @app.command()
