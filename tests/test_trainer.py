@@ -655,8 +655,9 @@ def test_training_goes_on_from_a_bundle(data, corpus, tmp_path):
     path = run(data, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "N_CALIBRATION", 2)
-        bundle = steps.export_checkpoint(path, steps.load_corpus(corpus), tmp_path / "bundle")
-    assert "weights.npz" in bundle.manifest.files
+        folder = tmp_path / "bundle"
+        bundle = steps.export_checkpoint(path, steps.load_corpus(corpus), folder, ort=True)
+    assert {"weights.npz", "onnx/imputer.int8.ort"} <= set(bundle.manifest.files)
     initial = read_initial(bundle.path)
     trained = load_checkpoint(path)
     assert initial.spec == trained.spec
