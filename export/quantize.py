@@ -26,6 +26,9 @@ OUTPUT_QUANT = {  # fixed by TFLite; both ranges have no error at zero
     "softmax": QuantParams(scale=1 / 256, zero_point=-128),
     "l2_norm": QuantParams(scale=1 / 128, zero_point=0),
 }
+EVERYTHING: Range = (-np.inf, np.inf)
+PASSED_ON = frozenset({"slice", "reshape", "transpose", "concat"})
+"""Operations whose output holds their operands' values, and nothing else."""
 SATURATION = {"sigmoid": 6.5, "tanh": 3.25}  # beyond it the int8 output is its last step anyway
 LARGEST_BIAS = 2**30  # leaves the accumulator as much for the products
 
@@ -137,20 +140,33 @@ def saturated_ranges(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Ran
     """Ranges without the parts that only saturate a sigmoid or a tanh.
 
     An activation that nothing but sigmoids (or tanhs) reads is cut to where their int8 output
-    still changes: the integers that come out are the same, those that go in have finer steps.
+    still changes: the integers that come out are the same, those that go in have finer steps. So is
+    one that only gets there through operations that move it, or as a term of a sum, where the other
+    term's range is added: a GRU's gates saturate far below what its input may give them.
     """
-    readers: dict[str, set[str]] = {}
-    for op in graph.ops:
-        for name in op.inputs:
-            readers.setdefault(name, set()).add(op.kind)
-    cut = dict(ranges)
-    for name, kinds in readers.items():
-        (kind, *others) = kinds
-        if others or kind not in SATURATION or name in graph.outputs or name not in cut:
-            continue
-        limit = SATURATION[kind]
-        cut[name] = (max(cut[name][0], -limit), min(cut[name][1], limit))
-    return cut
+    needed: dict[str, Range] = dict.fromkeys(graph.outputs, EVERYTHING)
+    for op in reversed(graph.ops):
+        for position, name in enumerate(op.inputs):
+            low, high = _needed(op, position, needed.get(op.output, EVERYTHING), ranges)
+            others = needed.get(name, (low, high))
+            needed[name] = min(low, others[0]), max(high, others[1])
+    return {
+        name: (max(low, needed[name][0]), min(high, needed[name][1])) if name in needed else found
+        for name, found in ranges.items()
+        for low, high in [found]
+    }
+
+
+def _needed(op: Op, position: int, output: Range, ranges: Mapping[str, Range]) -> Range:
+    """What of an operand's range matters, where `output` is what matters of the output's."""
+    if op.kind in SATURATION:
+        return -SATURATION[op.kind], SATURATION[op.kind]
+    if op.kind in PASSED_ON:
+        return output
+    other = op.inputs[1 - position] if op.kind == "add" else ""
+    if other in ranges:  # whatever the other term is, beyond these the sum is beyond the output's
+        return output[0] - ranges[other][1], output[1] - ranges[other][0]
+    return EVERYTHING
 
 
 def _give(given: dict[str, QuantParams], name: str, params: QuantParams) -> None:

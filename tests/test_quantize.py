@@ -328,6 +328,31 @@ def test_only_inputs_of_saturating_functions_are_cut() -> None:
     assert saturated_ranges(graph, ranges) == ranges
 
 
+def test_what_saturates_behind_a_sum_or_a_move_is_cut_too() -> None:
+    graph = Graph(
+        name="g",
+        tensors={n: Tensor(n, (1, 2)) for n in ("x", "part", "h", "sum", "out", "same")},
+        ops=[
+            Op("slice", ("x",), "part", {"begin": (0, 0), "size": (1, 2)}),
+            Op("add", ("part", "h"), "sum"),
+            Op("sigmoid", ("sum",), "out"),
+        ],
+        inputs=["x", "h"],
+        outputs=["out"],
+    )
+    ranges = {"x": (-70.0, 60.0), "part": (-70.0, 50.0), "h": (-3.0, 2.0), "sum": (-71.0, 51.0)}
+    ranges["out"] = (0.0, 1.0)
+    cut = saturated_ranges(graph, ranges)
+    # Beyond -8.5 the sum is beyond -6.5, whatever h is; h may have to bring back 70.
+    assert cut["x"] == cut["part"] == (-8.5, 9.5)
+    assert (cut["sum"], cut["h"], cut["out"]) == ((-6.5, 6.5), ranges["h"], ranges["out"])
+    graph.ops.append(Op("tanh", ("x",), "same"))  # which needs less of it
+    assert saturated_ranges(graph, ranges)["x"] == (-8.5, 9.5)
+    graph.ops[-1] = Op("relu", ("x",), "same")  # and this one all
+    assert saturated_ranges(graph, ranges)["x"] == ranges["x"]
+    assert saturated_ranges(graph, ranges)["part"] == (-8.5, 9.5)
+
+
 def test_difference_to_the_state_is_never_near_a_half() -> None:
     """Runtimes round halves differently; with calibrated scales one element in 400 did."""
     assert OUTPUT_QUANT["tanh"] == GRU_STATE
