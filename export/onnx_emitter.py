@@ -24,14 +24,16 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_imputer.errors import ExportError
 
 from .graph import Array, Graph, Op
+from .onnx_names import kept_names, prefix_of, value_names
 from .op_params import bias_scales, quant_of
 
-OPSET = 17  # QuantizeLinear and DequantizeLinear an axis (13); read by onnxruntime >= 1.12
-IR_VERSION = 8
+OPSET, IR_VERSION = 17, 8  # QuantizeLinear by axis (13), ...; read by onnxruntime >= 1.12
+WIDE_OPSET, WIDE_IR_VERSION = 21, 10  # QuantizeLinear to int16; read by onnxruntime >= 1.18
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
     "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
     "int32": TensorProto.INT32,
 }
 
@@ -67,39 +69,19 @@ def onnx_model(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.
     return model
 
 
-def value_names(graph: Graph) -> dict[str, str]:
-    """What the file calls every tensor of a graph: inputs, outputs and constants as the graph does,
-    the output of operation k ``tk``."""
-    kept = _kept_names(graph)
-    numbered = {op.output: f"{_prefix(kept)}t{k}" for k, op in enumerate(graph.ops)}
-    return numbered | {name: name for name in kept}
-
-
-def _kept_names(graph: Graph) -> list[str]:
-    constants = (name for name, tensor in graph.tensors.items() if tensor.data is not None)
-    return [*graph.inputs, *graph.outputs, *constants]
-
-
-def _prefix(kept: list[str]) -> str:
-    """What short names begin with, so that they are none of the graph's."""
-    prefix = ""
-    while any(re.match(prefix + "[tsiz][-0-9]", name) for name in kept):
-        prefix += "_"
-    return prefix
-
-
 class _Writer:
     """Appends ONNX nodes and initialisers; the float form of every operation."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.names = value_names(graph)
-        self.prefix = _prefix(_kept_names(graph))
+        self.prefix = prefix_of(kept_names(graph))
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.same: dict[tuple[object, ...], str] = {}  # by shape, type and bytes
         self.made: dict[tuple[object, ...], str] = {}
         self.n_scales = 0
+        self.wide = any(tensor.dtype == "int16" for tensor in graph.tensors.values())
         for op in graph.ops:
             if op.kind not in _EMIT:
                 raise ExportError(f"expected an operation among {sorted(_EMIT)}, got {op.kind!r}")
@@ -116,8 +98,8 @@ class _Writer:
         )
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", WIDE_OPSET if self.wide else OPSET)],
+            ir_version=WIDE_IR_VERSION if self.wide else IR_VERSION,
             producer_name="edge-imputer",
         )
 
@@ -229,7 +211,7 @@ class _QdqWriter(_Writer):
 
     def zero(self, op: Op) -> str:
         """The value that pads."""
-        return self._zero_point(quant_of(self.graph, op.output).zero_point)
+        return self._zero_point(op.output)
 
     def _real(self, stored: str, params: list[str], name: str, **attrs: int) -> str:
         def dequantise() -> str:
@@ -242,10 +224,12 @@ class _QdqWriter(_Writer):
         number = f"{self.prefix}s{self.n_scales}"
         scale = self.initializer(number, np.array(quant.scale, np.float32))
         self.n_scales += scale == number
-        return [scale, self._zero_point(quant.zero_point)]
+        return [scale, self._zero_point(name)]
 
-    def _zero_point(self, value: int) -> str:
-        return self.initializer(f"{self.prefix}z{value}", np.array(value, np.int8))
+    def _zero_point(self, name: str) -> str:
+        value, dtype = quant_of(self.graph, name).zero_point, self.graph.tensors[name].dtype
+        wide = "w" if dtype == "int16" else ""
+        return self.initializer(f"{self.prefix}z{value}{wide}", np.array(value, dtype))
 
 
 def clips_below_zero(graph: Graph, op: Op) -> bool:
@@ -338,6 +322,13 @@ def _elementwise(op_type: str, **attrs: Any) -> Callable[[_Writer, Op], None]:
     return emit
 
 
+def _mean(w: _Writer, op: Op) -> None:
+    """The axis is an attribute before opset 18, an input from there on."""
+    attrs: dict[str, Any] = {} if w.wide else {"axes": (-1,)}
+    axes = [w.ints([-1])] if w.wide else []
+    w.write(w.node("ReduceMean", [w.read(op.inputs[0]), *axes], w.part(op, "y"), **attrs), op)
+
+
 # Operations that move elements work on int8 as on float32.
 
 
@@ -382,7 +373,7 @@ _EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "minimum": _elementwise("Min"),
     "softmax": _elementwise("Softmax"),  # over the last axis
     "l2_norm": _elementwise("LpNormalization"),
-    "mean": _elementwise("ReduceMean", axes=(-1,)),
+    "mean": _mean,
     "transpose": _transpose_op,
     "fully_connected": _fully_connected,
     "add": _elementwise("Add"),
@@ -391,6 +382,7 @@ _EMIT: dict[str, Callable[[_Writer, Op], None]] = {
     "sigmoid": _elementwise("Sigmoid"),
     "tanh": _elementwise("Tanh"),
     "relu": _relu,
+    "requantise": _elementwise("Identity"),
     "embedding": _embedding,
     "concat": _concat,
     "slice": _slice,

@@ -1,4 +1,4 @@
-"""Writes a graph as a .tflite file, float32 or int8, with flatbuffers alone.
+"""Writes a graph as a .tflite file, float32 or quantised, with flatbuffers alone.
 
 No converter is involved, so the file carries exactly the numbers of the graph, and its bytes depend
 on the graph only. Files of small networks would be half bookkeeping, so whatever is equal stands
@@ -24,11 +24,13 @@ from .op_params import bias_scales
 
 
 class Builtin(NamedTuple):
-    """A builtin operator of TFLite, and for both types its version and who reads that first."""
+    """A builtin operator of TFLite, and for every type of its output its version and who reads
+    that first."""
 
     name: str
     int8: tuple[int, str]
-    float32: tuple[int, str]
+    float32: tuple[int, str] | None
+    int16: tuple[int, str] | None = None
 
 
 # Versions are those the TFLite converter writes, but for FULLY_CONNECTED in int8: it would write 4,
@@ -39,8 +41,8 @@ OPERATORS = {
     "depthwise_conv2d": Builtin("DEPTHWISE_CONV_2D", (3, "1.14.0"), (2, "1.12.0")),
     "fully_connected": Builtin("FULLY_CONNECTED", (10, "2.13.0"), (1, "1.5.0")),
     "batch_matmul": Builtin("BATCH_MATMUL", (2, "2.3.0"), (1, "2.3.0")),
-    "add": Builtin("ADD", (2, "1.14.0"), (1, "1.5.0")),
-    "sub": Builtin("SUB", (2, "1.14.0"), (1, "1.6.0")),
+    "add": Builtin("ADD", (2, "1.14.0"), (1, "1.5.0"), (3, "2.4.0")),
+    "sub": Builtin("SUB", (2, "1.14.0"), (1, "1.6.0"), (5, "2.4.0")),
     "mul": Builtin("MUL", (2, "1.14.0"), (1, "1.5.0")),
     "minimum": Builtin("MINIMUM", (2, "1.14.0"), (1, "1.14.0")),
     "sigmoid": Builtin("LOGISTIC", (2, "1.14.0"), (1, "1.14.0")),
@@ -56,6 +58,7 @@ OPERATORS = {
     "pad": Builtin("PAD", (2, "1.14.0"), (1, "1.5.0")),
     "reshape": Builtin("RESHAPE", (1, "1.5.0"), (1, "1.5.0")),
     "transpose": Builtin("TRANSPOSE", (2, "1.14.0"), (1, "1.6.0")),
+    "requantise": Builtin("QUANTIZE", (2, "1.15.0"), None, (2, "1.15.0")),
 }
 SCHEMA_VERSION = 3
 RUNTIME_KEY = "min_runtime_version"  # metadata that TFLite's own tools read
@@ -91,14 +94,20 @@ def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> byt
 
 def minimum_runtime(graph: Graph) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    versions = [_version(graph, op.kind)[1] for op in graph.ops]
+    versions = [_version(graph, op)[1] for op in graph.ops]
     return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
 
 
-def _version(graph: Graph, kind: str) -> tuple[int, str]:
-    if kind not in OPERATORS:
-        raise ExportError(f"expected an operation among {sorted(OPERATORS)}, got {kind!r}")
-    return OPERATORS[kind].int8 if graph.quantised else OPERATORS[kind].float32
+def _version(graph: Graph, op: Op) -> tuple[int, str]:
+    if op.kind not in OPERATORS:
+        raise ExportError(f"expected an operation among {sorted(OPERATORS)}, got {op.kind!r}")
+    dtype = graph.tensors[op.output].dtype
+    version: tuple[int, str] | None = getattr(
+        OPERATORS[op.kind], dtype if dtype == "int16" else "int8" if graph.quantised else "float32"
+    )
+    if version is None:
+        raise ExportError(f"{graph.name}: {op.output}: TFLite has no {op.kind} in {dtype}")
+    return version
 
 
 class _Writer:
@@ -112,7 +121,7 @@ class _Writer:
         self.tensors: list[int] = []
         self.numbers: dict[str, int] = {}  # of tensors, by name
         self.constants: dict[tuple[object, ...], int] = {}
-        self.codes: dict[str, int] = {}
+        self.codes: dict[tuple[str, int], int] = {}  # by kind and version
         linear = [op for op in graph.ops if op.kind in WEIGHT_AXIS]
         self.axes = {op.inputs[1]: WEIGHT_AXIS[op.kind] for op in linear}
         self.bias_scales = {
@@ -141,7 +150,7 @@ class _Writer:
         model = file.table(
             "Model",
             version=SCHEMA_VERSION,
-            operatorCodes=file.tables([self._operator_code(kind) for kind in self.codes]),
+            operatorCodes=file.tables([self._operator_code(*code) for code in self.codes]),
             subgraphs=file.tables([subgraph]),
             description=file.text(f"Edge Imputer: {graph.name}"),
             metadata=file.tables([self._metadata(*item) for item in sorted(kept.items())]),
@@ -195,7 +204,7 @@ class _Writer:
         return self.buffers.index(buffer)
 
     def _operator(self, op: Op) -> int:
-        _version(self.graph, op.kind)  # refuses what is unknown
+        version, _ = _version(self.graph, op)  # refuses what is unknown
         call = _CALLS[op.kind](self, op)
         inputs = [self._operand(name) for name in op.inputs]
         if op.kind == "embedding":
@@ -209,7 +218,7 @@ class _Writer:
             options["builtinOptions"] = self.file.table(call.table, **call.fields)
         return self.file.table(
             "Operator",
-            opcodeIndex=self.codes.setdefault(op.kind, len(self.codes)),
+            opcodeIndex=self.codes.setdefault((op.kind, version), len(self.codes)),
             inputs=self.file.numbers(inputs),
             outputs=self.file.numbers([self.numbers[op.output]]),
             **options,
@@ -219,13 +228,13 @@ class _Writer:
         tensor = self.graph.tensors[name]
         return self.numbers[name] if tensor.data is None else self._constant(tensor)
 
-    def _operator_code(self, kind: str) -> int:
+    def _operator_code(self, kind: str, version: int) -> int:
         code = getattr(self.schema.BuiltinOperator, OPERATORS[kind].name)
         return self.file.table(
             "OperatorCode",
             deprecatedBuiltinCode=code,  # the same number below 127
             builtinCode=code,
-            version=_version(self.graph, kind)[0],
+            version=version,
         )
 
     def _signature(self) -> int:
@@ -291,6 +300,12 @@ def _mean(w: _Writer, op: Op) -> _Call:
     return _Call("ReducerOptions", {"keepDims": True}, ([last],))
 
 
+def _any_scale(w: _Writer, op: Op) -> dict[str, bool]:
+    """Of int16: by default, scales that are powers of two would take an older way."""
+    wide = w.graph.tensors[op.output].dtype == "int16"
+    return {"potScaleInt16": False} if wide else {}
+
+
 def _plain(table: str) -> Callable[[_Writer, Op], _Call]:
     """Options that stay at their defaults."""
     return lambda w, op: _Call(table)
@@ -303,8 +318,8 @@ _CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
         "FullyConnectedOptions", {"fusedActivationFunction": _activation(w, op)}
     ),
     "batch_matmul": lambda w, op: _Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
-    "add": _plain("AddOptions"),
-    "sub": _plain("SubOptions"),
+    "add": lambda w, op: _Call("AddOptions", _any_scale(w, op)),
+    "sub": lambda w, op: _Call("SubOptions", _any_scale(w, op)),
     "mul": _plain("MulOptions"),
     "minimum": _plain("MaximumMinimumOptions"),
     "sigmoid": _plain(""),
@@ -322,4 +337,5 @@ _CALLS: dict[str, Callable[[_Writer, Op], _Call]] = {
         "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)
     ),
     "transpose": lambda w, op: _Call("TransposeOptions", {}, (op.attrs["perm"],)),
+    "requantise": _plain("QuantizeOptions"),
 }

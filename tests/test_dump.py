@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.export.dump import dump
 from edge_imputer.export.graph import Graph, macs
-from edge_imputer.export.onnx_emitter import value_names
+from edge_imputer.export.onnx_names import value_names
 
 from .chains import STEPS, float_chain
 from .graphs import small_model

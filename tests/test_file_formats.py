@@ -25,7 +25,8 @@ from edge_imputer.export.builder import GraphBuilder
 from edge_imputer.export.calibration import Calibration
 from edge_imputer.export.file_arrays import same_arrays
 from edge_imputer.export.graph import Array, Graph
-from edge_imputer.export.onnx_emitter import onnx_model, value_names, write_onnx
+from edge_imputer.export.onnx_emitter import onnx_model, write_onnx
+from edge_imputer.export.onnx_names import value_names
 from edge_imputer.export.ort_emitter import write_ort
 from edge_imputer.export.parity import load_runtime
 from edge_imputer.export.quantize import quantise
@@ -34,7 +35,7 @@ from edge_imputer.export.tflite_emitter import tflite_bytes, write_tflite
 from edge_imputer.specs import PRESETS
 
 from .chains import micro_model
-from .graphs import LAYERS, feed, feeds, float_layer, small_model
+from .graphs import FLOAT_LAYERS, feed, feeds, float_layer, small_model
 from .test_lowering import HEADS, SMALL, features, head, modules, windows
 from .test_lowering import quantised as small_encoder
 
@@ -217,7 +218,7 @@ def test_float_networks_in_litert(tmp_path: Path, name: str, runtime: str) -> No
             np.testing.assert_allclose(result, expected[key], atol=1e-5 * size)
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", FLOAT_LAYERS)
 def test_float_layers_in_tflite_micro(micro: ModuleType, kind: str) -> None:
     for seed in range(8):
         rng = np.random.default_rng(seed)
