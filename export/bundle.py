@@ -31,7 +31,9 @@ from edge_imputer.specs import ModelSpec
 from .build import build_graphs
 from .card import CARD_NAME, model_card
 from .graph import Graph
-from .simulate import calibrate_and_quantise, graph_record
+from .quantize_report import GraphReport
+from .sensitivity import Quantisation
+from .simulate import INT8, calibrate_and_quantise, graph_record
 
 if TYPE_CHECKING:
     from edge_imputer.train.encoders import Encoder
@@ -66,6 +68,8 @@ def export_bundle(
     metrics: Metrics = NO_METRICS,
     keyword_threshold: float | None = None,
     emitters: Sequence[Emitter] = (),
+    quantisation: Quantisation = INT8,
+    report: Callable[[GraphReport], None] | None = None,
 ) -> Bundle:
     """Quantise a trained model and write it as a bundle, whole or not at all.
 
@@ -86,6 +90,8 @@ def export_bundle(
         What was measured; may be filled in later, see `update_metrics`.
     emitters : sequence of callables
         Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
+    quantisation, report : optional
+        See `calibrate_and_quantise`.
 
     Returns
     -------
@@ -103,7 +109,7 @@ def export_bundle(
     target = Path(out)
     _check_target(target)
     floats = build_graphs(encoder, head, spec)
-    graphs = calibrate_and_quantise(*floats, spec, calibration)
+    graphs = calibrate_and_quantise(*floats, spec, calibration, quantisation, report)
     with _new_folder(target) as folder:
         arenas = _write_models(floats, graphs, folder, emitters)
         manifest = Manifest(

@@ -17,8 +17,10 @@ from edge_imputer.specs import ModelSpec
 from .calibration import Calibration
 from .graph import Array, Graph, macs
 from .memory import plan, weight_bytes
-from .quantize import quantise
+from .op_params import quant_of
+from .quantize_report import GraphReport, graph_report
 from .reference import Interpreter
+from .sensitivity import Quantisation, quantise_calibrated
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
@@ -89,8 +91,16 @@ def decode_watched(
         decoder.decode(waveform)
 
 
+INT8 = Quantisation()
+
+
 def calibrate_and_quantise(
-    encoder: Graph, imputer: Graph, spec: ModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
+    encoder: Graph,
+    imputer: Graph,
+    spec: ModelSpec,
+    waveforms: Iterable[npt.NDArray[np.float32]],
+    options: Quantisation = INT8,
+    report: Callable[[GraphReport], None] | None = None,
 ) -> tuple[Graph, Graph]:
     """Quantise both graphs over what decoding real audio meets in them.
 
@@ -105,19 +115,26 @@ def calibrate_and_quantise(
     spec : ModelSpec
     waveforms : iterable of float32 arrays, (n,)
         At the model's sample rate.
+    options : Quantisation, optional
+        By which calibration, and whether sums may be int16; if unset int8, minima to maxima.
+    report : callable, optional
+        Told what each graph lost, node by node; measured only for who asks.
 
     Raises
     ------
     ExportError
         On no audio, or on what `quantise` refuses.
     """
-    calibrations = Calibration(encoder), Calibration(imputer)
+    calibrations = tuple(Calibration(g, options.calibration) for g in (encoder, imputer))
     decode_watched(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run), waveforms)
-    int_encoder = quantise(encoder, calibrations[0].ranges)
-    frames = int_encoder.tensors[encoder.outputs[0]].quant
-    if frames is None:
-        raise ExportError(f"expected {encoder.outputs[0]} to be quantised")
-    return int_encoder, quantise(imputer, calibrations[1].ranges, {imputer.inputs[0]: frames})
+    int_encoder, choice = quantise_calibrated(calibrations[0], options)
+    frames = quant_of(int_encoder, encoder.outputs[0])
+    fixed = {imputer.inputs[0]: frames}
+    int_imputer, other_choice = quantise_calibrated(calibrations[1], options, fixed)
+    if report is not None:
+        report(graph_report(calibrations[0], int_encoder, choice))
+        report(graph_report(calibrations[1], int_imputer, other_choice))
+    return int_encoder, int_imputer
 
 
 def graph_record(graph: Graph, arena_bytes: int | None = None) -> GraphRecord:

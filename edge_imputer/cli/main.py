@@ -18,6 +18,7 @@ from ..errors import AudioError, EdgeImputerError, SpecError
 from . import synthesize
 from .data import app as data_app
 from .evaluate import evaluate
+from .exporting import export
 from .improve import improve, mine
 from .training import recipe_app
 
@@ -42,6 +43,7 @@ app.add_typer(synthesize.app, name="synthesize")
 
 app.add_typer(data_app)
 app.add_typer(recipe_app, name="recipe")
+app.command()(export)
 app.command()(evaluate)
 app.command()(mine)
 app.command()(improve)
@@ -264,26 +266,6 @@ def train(
         devices=devices,
         resume=resume,
     )
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint written by `train`.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")] = Path("build/bundle"),
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Corpus whose training split calibrates; the shipped digits if unset."),
-    ] = None,
-    licence: Annotated[str, typer.Option(help="The model's licence, for its card.")] = "unstated",
-) -> None:
-    """Quantise a checkpoint and write every artefact: ONNX float and int8, TFLite int8, C99.
-
-    Example: `edge-imputer export build/train/last.ckpt --out build/bundle`
-    """
-    from .steps import export_checkpoint, load_corpus
-
-    bundle = export_checkpoint(checkpoint, load_corpus(data), out, licence=licence)
-    print(bundle.path)
 
 
 @app.command()

@@ -15,6 +15,8 @@ from ..specs.presets import EncoderFile, read_encoder
 
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
+    from edge_imputer.export.quantize_report import GraphReport
+    from edge_imputer.export.sensitivity import Quantisation
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
     from edge_imputer.train.recipe import Recipe
@@ -142,14 +144,19 @@ def export_checkpoint(
     name: str | None = None,
     licence: str = "unstated",
     emitters: Sequence[Emitter] = (),
+    quantisation: Quantisation | None = None,
+    report: Path | None = None,
 ) -> Bundle:
     """Quantise on a corpus' train split and write every artefact.
 
     `licence` is that of the model, which the training data decides: only its owner can state it.
     `name` is the folder's if not given.
     `emitters` see the quantised graphs besides the C emitter.
+    `quantisation` is int8 between minima and maxima if not given; `report` is a folder for what it
+    cost, node by node.
     """
     from edge_imputer.export.bundle import REQUIRED_MODULES, export_bundle
+    from edge_imputer.export.sensitivity import Quantisation
 
     for module in ("lightning", *REQUIRED_MODULES):
         require(module, extra="export")
@@ -186,7 +193,8 @@ def export_checkpoint(
         checkpoint_sha256=loaded.sha256,
         created_by=f"edge-imputer {__version__}",
     )
-    return export_bundle(
+    reports: list[GraphReport] = []
+    bundle = export_bundle(
         out,
         encoder=loaded.encoder,
         head=loaded.head,
@@ -200,4 +208,11 @@ def export_checkpoint(
             lambda encoder, imputer, folder: write_training(loaded, folder),
             *emitters,
         ],
+        quantisation=quantisation or Quantisation(),
+        report=None if report is None else reports.append,
     )
+    if report is not None:
+        from .exporting import write_reports
+
+        write_reports(reports, report)
+    return bundle

@@ -292,7 +292,8 @@ BEYOND = 200.0  # a bound that no score reaches, nor the lowest one's opposite
 
 
 def masked(low: Lowering, name: str, scores: str, seen: Array, valid: str | None) -> str:
-    """Scores (H, T, M), the lowest where a key is not seen.
+    """Scores (H, T, M), the lowest where a key is not seen: in integers so far below the others
+    that softmax makes it 0.
 
     Parameters
     ----------
@@ -310,8 +311,8 @@ def masked(low: Lowering, name: str, scores: str, seen: Array, valid: str | None
         far = g.constant(f"{name}.far", np.full((1, 1, 1), 2 * BEYOND, np.float32))
         bounds.append(g.binary("mul", f"{name}.bound", valid, far))
     for k, bound in enumerate(bounds):
+        g.graph.saturating |= {bound, scores}  # the last ones decide, see `softmax_inputs`
         scores = g.binary("minimum", f"{name}.masked{k}", scores, bound)
-        g.graph.saturating |= {bound, scores}
     return scores
 
 
