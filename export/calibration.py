@@ -19,7 +19,7 @@ Method = Literal["min-max", "percentile", "mse"]
 
 PERCENTILE = 99.99  # of an activation's values, that lie in its range
 BINS = 2048  # of a histogram
-SOFTMAX_REACH = 8.0  # below a row's largest, int8 weights are 0: exp(-8) is less than 1 / 512
+SOFTMAX_REACH = 7.0  # below a row's largest, int8 weights are 0: exp(-7) is less than 1 / 512
 SAMPLES = 100  # calls whose inputs are kept
 SHRUNK = np.linspace(1.0, 0.3, 36)  # shares of the range that "mse" tries
 

@@ -16,7 +16,7 @@ from edge_imputer.errors import ExportError
 from edge_imputer.export.build import build_encoder_graph, build_graphs
 from edge_imputer.export.builder import GraphBuilder
 from edge_imputer.export.calibration import SOFTMAX_REACH, Calibration, softmax_inputs
-from edge_imputer.export.fidelity import node_fidelity
+from edge_imputer.export.fidelity import Run, decibels, node_fidelity
 from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.lowering.context import Lowering
 from edge_imputer.export.lowering.layers import masked
@@ -222,8 +222,16 @@ def output_snr(calibration: Calibration, graph: Graph) -> float:
 
 
 def test_int16_that_mends_nothing_is_not_used() -> None:
-    """What noise there is comes from elsewhere: a small network's first layers."""
-    graph, choice = quantise_calibrated(conformer(), MIXED)
+    """A sum of int8 that is read as int8 is rounded as often in either precision."""
+    g = GraphBuilder("once")
+    x = g.input("x", (4, 16))
+    total = g.binary("add", "sum", x, g.unary("tanh", "branch", x))
+    g.graph.outputs = [g.unary("tanh", "out", total)]
+    calibration, rng = Calibration(g.graph), np.random.default_rng(0)
+    for _ in range(20):
+        calibration.run({"x": rng.standard_normal((4, 16)).astype(np.float32)})
+    assert candidates(g.graph) == ["sum"]
+    graph, choice = quantise_calibrated(calibration, MIXED)
     assert choice.wide == ()
     assert not graph.wide
 
@@ -331,3 +339,37 @@ def test_command_knows_its_options() -> None:
     assert "entropy" in result.output
     result = CliRunner().invoke(app, ["export", "--help"])
     assert all(f"--{name}" in result.output for name in ("precision", "snr-db", "report"))
+
+
+# ------------------------------------------------------------------------------ long streams
+
+
+def test_noise_does_not_grow_in_a_stream_whose_states_are_never_reset() -> None:
+    small = small_model()
+    shape = small.float_encoder.tensors["features"].shape
+    rng = np.random.default_rng(2)
+    runs = [Run(graph) for graph in (small.float_encoder, small.encoder)]
+    signal, noise = [], []
+    for _ in range(800):
+        chunk = {"features": rng.normal(0, 0.4, shape).astype(np.float32)}
+        wanted, found = (run(chunk, "encoder_out") for run in runs)
+        signal.append(float(np.square(wanted).sum()))
+        noise.append(float(np.square(found - wanted).sum()))
+    halves = slice(400), slice(400, 800)
+    early, late = (decibels(sum(signal[half]), sum(noise[half])) for half in halves)
+    assert late > early - 2
+    assert late > 25
+
+
+def test_activations_beyond_their_range_saturate_and_stay_there() -> None:
+    """Not wrap around: what is ten times as loud as calibration is the end of the range."""
+    calibration = deep()
+    for wide in ([], candidates(calibration.graph)):
+        graph = quantise(widened(calibration.graph, wide), calibration.ranges)
+        for q, sign in ((127, 1), (-128, -1)):
+            x = np.full(graph.tensors["x"].shape, q, np.int8)
+            real = Run(graph).real(run_int(graph, {"x": x}), "sum0")
+            loud = run_float(calibration.graph, {"x": np.full(x.shape, 10 * sign, np.float32)})[
+                "sum0"
+            ]
+            assert (np.sign(real) == np.sign(loud)).all()
