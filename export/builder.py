@@ -117,6 +117,10 @@ class GraphBuilder:
         """sigmoid, tanh, relu, softmax or l2_norm."""
         return self._op(kind, (x,), name, self.shape(x))
 
+    def requantise(self, name: str, x: str) -> str:
+        """The same values in the other precision: one of the two is in `Graph.wide`."""
+        return self._op("requantise", (x,), name, self.shape(x))
+
     def mean(self, name: str, x: str) -> str:
         """Over the last axis, which stays with length 1."""
         return self._op("mean", (x,), name, (*self.shape(x)[:-1], 1))

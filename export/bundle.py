@@ -33,8 +33,10 @@ from .build import build_graphs, build_keyword_graph
 from .card import CARD_NAME, model_card
 from .file_metadata import file_metadata
 from .graph import Graph
+from .quantize_report import GraphReport
 from .ranges import Ranges, quantise_by
-from .simulate import calibrate, calibrate_keywords, graph_record
+from .sensitivity import Quantisation
+from .simulate import INT8, calibrated, calibrated_keywords, graph_record, quantise_all
 
 if TYPE_CHECKING:
     from edge_imputer.train.encoders import Encoder
@@ -72,6 +74,8 @@ def export_bundle(
     keyword_threshold: float | None = None,
     emitters: Sequence[Emitter] = (),
     ranges: Ranges | None = None,
+    quantisation: Quantisation = INT8,
+    report: Callable[[GraphReport], None] | None = None,
 ) -> Bundle:
     """Quantise a trained model and write it as a bundle, whole or not at all.
 
@@ -94,6 +98,8 @@ def export_bundle(
         Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
     ranges : Ranges, optional
         Those that the model was quantised by in training: then it is not calibrated.
+    quantisation, report : optional
+        See `quantise_all`.
 
     Returns
     -------
@@ -109,7 +115,10 @@ def export_bundle(
     _require_libraries()
     floats = build_graphs(encoder, head, spec)
     if ranges is None:
-        ranges = calibrate(*floats, spec, calibration)
+        seen = calibrated(*floats, spec, calibration, quantisation.calibration)
+        graphs = quantise_all(seen, quantisation, report)
+    else:
+        graphs = quantise_by(floats, ranges)
     described = _Described(
         spec=spec,
         provenance=provenance,
@@ -118,7 +127,7 @@ def export_bundle(
         metrics=metrics,
         keyword_threshold=keyword_threshold,
     )
-    return _write_bundle(Path(out), described, floats, quantise_by(floats, ranges), emitters)
+    return _write_bundle(Path(out), described, floats, graphs, emitters)
 
 
 def export_keyword_bundle(
@@ -131,12 +140,15 @@ def export_keyword_bundle(
     licence: str,
     emitters: Sequence[Emitter] = (),
     ranges: Ranges | None = None,
+    quantisation: Quantisation = INT8,
+    report: Callable[[GraphReport], None] | None = None,
 ) -> Bundle:
     """Quantise a trained keyword model and write it as a bundle, whole or not at all.
 
     Parameters
     ----------
-    out, provenance, calibration, name, licence, emitters, ranges : as `export_bundle` takes them
+    out, provenance, calibration, name, licence : as `export_bundle` takes them
+    emitters, ranges, quantisation, report : as `export_bundle` takes them
     model : KeywordModel
         Trained, in evaluation mode.
 
@@ -156,7 +168,10 @@ def export_keyword_bundle(
     spec.check_streaming()
     graph = build_keyword_graph(model)
     if ranges is None:
-        ranges = calibrate_keywords(graph, spec, calibration)
+        seen = calibrated_keywords(graph, spec, calibration, quantisation.calibration)
+        graphs = quantise_all([seen], quantisation, report)
+    else:
+        graphs = quantise_by((graph,), ranges)
     described = _Described(
         spec=spec,
         provenance=provenance,
@@ -165,8 +180,7 @@ def export_keyword_bundle(
         metrics=NO_METRICS,
         keyword_threshold=None,
     )
-    quantised = quantise_by((graph,), ranges)
-    return _write_bundle(Path(out), described, (graph,), quantised, emitters)
+    return _write_bundle(Path(out), described, (graph,), graphs, emitters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ Method = Literal["min-max", "percentile", "mse"]
 
 PERCENTILE = 99.99  # of an activation's values, that lie in its range
 BINS = 2048  # of a histogram
+SOFTMAX_REACH = 7.0  # below a row's largest, int8 weights are 0: exp(-7) is less than 1 / 512
+SAMPLES = 100  # calls whose inputs are kept
 SHRUNK = np.linspace(1.0, 0.3, 36)  # shares of the range that "mse" tries
 
 
@@ -104,6 +106,8 @@ class Calibration:
     ----------
     n_calls : int
         Calls of the graph that were observed.
+    samples : list of dict
+        Inputs of the first `SAMPLES` calls, by name, without the states.
     """
 
     def __init__(
@@ -121,6 +125,8 @@ class Calibration:
         self.method = method
         self.percentile = percentile
         self.n_calls = 0
+        self.samples: list[dict[str, Array]] = []
+        self._softmax_inputs = softmax_inputs(graph)
         self._interpreter = Interpreter(graph)
         self._seen = {
             name: Histogram()
@@ -137,7 +143,13 @@ class Calibration:
                     f"{self.graph.name}: {name} is not finite on calibration data; the features "
                     "or the weights hold NaN or infinity"
                 )
-            histogram.add(values[name], count=self.method != "min-max")
+            seen = values[name]
+            if name in self._softmax_inputs:
+                seen = np.maximum(seen, seen.max(-1, keepdims=True) - SOFTMAX_REACH)
+            histogram.add(seen, count=self.method != "min-max")
+        if len(self.samples) < SAMPLES:
+            own = self.graph.inputs[: len(self.graph.inputs) - self.graph.n_states]
+            self.samples.append({name: feeds[name].copy() for name in own})
         self.n_calls += 1
         return values
 
@@ -169,7 +181,10 @@ class Calibration:
                 f"{self.graph.name}: expected at least one calibration call, got none; "
                 "give calibration audio"
             )
-        return {name: self._range(histogram) for name, histogram in self._seen.items()}
+        found = {name: self._range(histogram) for name, histogram in self._seen.items()}
+        for name in self._softmax_inputs:  # what is masked must not come any nearer
+            found[name] = (self._seen[name].low, found[name][1])
+        return found
 
     def _range(self, histogram: Histogram) -> Range:
         if self.method == "percentile":
@@ -177,3 +192,17 @@ class Calibration:
         if self.method == "mse":
             return histogram.least_error()
         return histogram.low, histogram.high
+
+
+def softmax_inputs(graph: Graph) -> set[str]:
+    """Activations that nothing but softmax reads: `SOFTMAX_REACH` below a row's largest element
+    is as good as infinitely far, so that their ranges reach just there and no further.
+
+    A masked key, which is the lowest int8, is then out of reach of what calibration met, however
+    narrow the range of the scores.
+    """
+    readers: dict[str, set[str]] = {}
+    for op in graph.ops:
+        for name in op.inputs:
+            readers.setdefault(name, set()).add(op.kind)
+    return {n for n, kinds in readers.items() if kinds == {"softmax"} and n not in graph.outputs}

@@ -1,8 +1,8 @@
-"""How near int8 stays to float, node by node: which activation loses the most."""
+"""How near integers stay to float, node by node: which activation loses the most."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +11,12 @@ from edge_imputer.errors import ExportError
 from edge_imputer.quantization import dequantize, quantize
 
 from .graph import Array, Graph
-from .op_params import quant_of
 from .reference import Interpreter, zero_feeds
 
 
 @dataclass(frozen=True)
 class NodeFidelity:
-    """One node of a graph, in int8 against float.
+    """One node of a graph, in integers against float.
 
     Attributes
     ----------
@@ -26,7 +25,7 @@ class NodeFidelity:
     snr_db : float
         Signal to quantisation noise at this point, of all that came before as well.
     clipped : float
-        Share of the elements at an end of the int8 range.
+        Share of the elements at an end of their integers' range.
     """
 
     output: str
@@ -35,49 +34,72 @@ class NodeFidelity:
     clipped: float
 
 
-def node_fidelity(floats: Graph, integers: Graph, chunks: Iterable[Array]) -> list[NodeFidelity]:
+class Run:
+    """A graph with its states, which takes and gives real numbers in whatever form it is."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._interpreter, self._feeds = Interpreter(graph), zero_feeds(graph)
+
+    def step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Every tensor of the next call, by name; `feeds` has float32 and int32 inputs."""
+        for name, given in feeds.items():
+            quant = self.graph.tensors[name].quant
+            self._feeds[name] = given if quant is None else quantize(given, quant)
+        values = self._interpreter.run(self._feeds)
+        self._feeds.update({before: values[after] for before, after in self.graph.state_pairs})
+        return values
+
+    def real(self, values: Mapping[str, Array], name: str) -> Array:
+        """One tensor of a call as real numbers."""
+        quant = self.graph.tensors[name].quant
+        return values[name] if quant is None else dequantize(values[name], quant)
+
+    def __call__(self, feeds: Mapping[str, Array], name: str) -> Array:
+        """The next call's tensor of that name, as real numbers."""
+        return self.real(self.step(feeds), name)
+
+
+def node_fidelity(
+    floats: Graph, integers: Graph, chunks: Iterable[Array | Mapping[str, Array]]
+) -> list[NodeFidelity]:
     """Run both forms over one sequence, each with its own states.
 
     Parameters
     ----------
     floats, integers : Graph
-        The same graph, float and quantised; its inputs but the first are states.
-    chunks : iterable of float32 arrays
-        Of the first input, call by call.
+        The same graph, float and quantised; what requantises in the second is no node of its own.
+    chunks : iterable of float32 arrays, or of such arrays by name
+        Of the first input, or of all that are no states, call by call.
 
     Raises
     ------
     ExportError
         No chunk, or graphs that are not of one network.
     """
-    if [op.output for op in floats.ops] != [op.output for op in integers.ops]:
+    kinds = {op.output: op.kind for op in floats.ops}
+    own = [op.output for op in integers.ops if op.kind != "requantise"]
+    if own != list(kinds):
         raise ExportError(f"expected one graph in two forms, got {floats.name}, {integers.name}")
-    both = Interpreter(floats), Interpreter(integers)
-    feeds = [zero_feeds(floats), zero_feeds(integers)]
-    signal, noise, clipped = (dict.fromkeys((op.output for op in floats.ops), 0.0) for _ in "snc")
-    n_calls, first = 0, floats.inputs[0]
+    both = Run(floats), Run(integers)
+    signal, noise, clipped = (dict.fromkeys(kinds, 0.0) for _ in "snc")
+    n_calls = 0
     for chunk in chunks:
-        feeds[0][first] = chunk
-        feeds[1][first] = quantize(chunk, quant_of(integers, first))
-        real, steps = (run.run(feed) for run, feed in zip(both, feeds, strict=True))
+        feeds = chunk if isinstance(chunk, Mapping) else {floats.inputs[0]: chunk}
+        real, steps = (run.step(feeds) for run in both)
         for name in signal:
-            error = dequantize(steps[name], quant_of(integers, name)) - real[name]
+            error = both[1].real(steps, name) - real[name]
             signal[name] += float(np.square(real[name], dtype=np.float64).sum())
             noise[name] += float(np.square(error, dtype=np.float64).sum())
-            clipped[name] += float(np.mean(np.abs(steps[name].astype(int) * 2 + 1) == 255))
-        for feed, values in zip(feeds, (real, steps), strict=True):
-            feed.update({before: values[after] for before, after in floats.state_pairs})
+            limits = np.iinfo(steps[name].dtype)
+            ends = (steps[name] == limits.min) | (steps[name] == limits.max)
+            clipped[name] += float(np.mean(ends))
         n_calls += 1
     if not n_calls:
         raise ExportError(f"{floats.name}: expected at least one chunk, got none")
     return [
-        NodeFidelity(
-            op.output,
-            op.kind,
-            decibels(signal[op.output], noise[op.output]),
-            clipped[op.output] / n_calls,
-        )
-        for op in floats.ops
+        NodeFidelity(name, kind, decibels(signal[name], noise[name]), clipped[name] / n_calls)
+        for name, kind in kinds.items()
     ]
 
 

@@ -72,7 +72,8 @@ def expected_arrays(graph: Graph) -> Arrays:
     """The arrays every file of a graph carries.
 
     Constants by their tensor's name; of a quantised graph also ``NAME/scale`` (float32) of
-    activations, tables, weights and biases, ``NAME/zero_point`` (int8) of all but biases.
+    activations, tables, weights and biases, ``NAME/zero_point`` (of the tensor's type) of all but
+    biases.
     """
     arrays: Arrays = {}
     for name, tensor in graph.tensors.items():
@@ -80,7 +81,7 @@ def expected_arrays(graph: Graph) -> Arrays:
             arrays[name] = tensor.data
         if tensor.quant is not None:
             arrays[f"{name}/scale"] = np.array(tensor.quant.scale, np.float32)
-            arrays[f"{name}/zero_point"] = np.array(tensor.quant.zero_point, np.int8)
+            arrays[f"{name}/zero_point"] = np.array(tensor.quant.zero_point, tensor.dtype)
         if tensor.weight_scales is not None:
             arrays[f"{name}/scale"] = tensor.weight_scales
             arrays[f"{name}/zero_point"] = np.zeros(len(tensor.weight_scales), np.int8)
@@ -224,13 +225,8 @@ class _TfliteFile:
 
     def __init__(self, content: bytes) -> None:
         self.schema = require("ai_edge_litert.schema_py_generated", extra="export")
-        types = self.schema.TensorType
-        self.dtypes = {
-            types.INT8: np.int8,
-            types.INT16: np.int16,
-            types.INT32: np.int32,
-            types.FLOAT32: np.float32,
-        }
+        types, names = self.schema.TensorType, ("int8", "int16", "int32", "float32")
+        self.dtypes = {getattr(types, name.upper()): np.dtype(name) for name in names}
         self.model = self.schema.ModelT.InitFromPackedBuf(content, 0)
         self.subgraph = self.model.subgraphs[0]
         self.operators: list[tuple[Any, str, int]] = []  # of every operation, and which output
@@ -273,4 +269,5 @@ class _TfliteFile:
             yield name, np.asarray(data).view(self.dtypes[tensor.type]).reshape(tensor.shape)
         if quant is not None and quant.scale is not None:
             yield f"{name}/scale", np.asarray(quant.scale, np.float32)
-            yield f"{name}/zero_point", np.asarray(quant.zeroPoint).astype(np.int8)
+            wide = tensor.type == self.schema.TensorType.INT16
+            yield f"{name}/zero_point", np.asarray(quant.zeroPoint).astype(f"int{8 << wide}")

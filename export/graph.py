@@ -6,6 +6,7 @@ order of execution. It exists in two forms with the same operations:
 - *float*: tensors carry no quantisation, weights are float32. `run_float` executes it.
 - *quantised*: every activation has an int8 scale and zero point, weights are int8 per output
   channel, biases int32 with scale ``input_scale * weight_scale``. `run_int` executes it exactly.
+  Sums may be int16 with zero point 0, between operations that requantise (see `precision`).
 
 Operations (`Op.kind`), with the semantics of the TFLite operator of that name, but for how
 accumulators are rounded (see `fixed_point`):
@@ -35,6 +36,7 @@ slice              x                      begin, size
 pad                x                      paddings ((before, after), ...); pads with real zero
 reshape            x                      shape
 transpose          x                      perm
+requantise         x                      the same real values, int8 as int16 or the other way
 =================  =====================  =======================================================
 
 concat, slice, pad, reshape, transpose, max_pool, minimum and relu do not requantise: their inputs
@@ -58,8 +60,10 @@ Array = npt.NDArray[Any]
 
 KINDS = frozenset(
     "conv2d depthwise_conv2d fully_connected batch_matmul add sub mul minimum sigmoid tanh relu "
-    "softmax l2_norm mean max_pool embedding concat slice pad reshape transpose".split()
+    "softmax l2_norm mean max_pool embedding concat slice pad reshape transpose requantise".split()
 )
+WIDE_KINDS = frozenset({"add", "sub", "requantise"})
+"""Operations that know int16: `add` and `sub` if all three are, between tensors of one shape."""
 SHARES_SCALE = frozenset(
     {"concat", "slice", "pad", "reshape", "transpose", "max_pool", "minimum", "relu"}
 )
@@ -73,14 +77,14 @@ WEIGHT_AXIS = {"conv2d": 0, "depthwise_conv2d": 3, "fully_connected": 0}
 class Tensor:
     """A named value: an activation, or a constant when `data` is set.
 
-    `quant` is the int8 quantisation of an activation or of an embedding table; `weight_scales`
+    `quant` is the quantisation of an activation or of an embedding table; `weight_scales`
     (float32, one an output channel) that of a weight; both None in a float graph. Token ids are
     int32 and never quantised.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: str = "float32"  # float32 | int8 | int32; int16 samples of a fused graph
+    dtype: str = "float32"  # float32 | int8 | int16 | int32
     data: Array | None = None
     quant: QuantParams | None = None
     weight_scales: npt.NDArray[np.float32] | None = None
@@ -103,9 +107,9 @@ class Graph:
     The last `n_states` inputs and the last `n_states` outputs are the streaming state: output k
     of one call is input k of the next. `structural_quant` holds int8 parameters that follow from
     the network's structure and are not calibrated; the tensors of `saturating` take the scale of
-    those they share it with, and are cut to its range, such as a mask that leaves nothing. Those of
-    one group of `alike` take one scale though no operation ties them: they are one layer's, at
-    several times.
+    those they share it with, and are cut to its range, such as a mask that leaves nothing; those
+    of `wide` are int16 once the graph is quantised. Those of one group of `alike` take one scale
+    though no operation ties them: they are one layer's, at several times.
     """
 
     name: str
@@ -116,15 +120,16 @@ class Graph:
     n_states: int = 0
     structural_quant: dict[str, QuantParams] = field(default_factory=dict)
     saturating: set[str] = field(default_factory=set)
+    wide: set[str] = field(default_factory=set)
     alike: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def quantised(self) -> bool:
-        """Whether activations are int8."""
+        """Whether activations are integers."""
         return all(self.is_integer(op) for op in self.ops)
 
     def is_integer(self, op: Op) -> bool:
-        """Whether one operation computes int8; in a fused graph some do."""
+        """Whether one operation computes integers; in a fused graph some do."""
         return self.tensors[op.output].quant is not None
 
     @property

@@ -79,7 +79,7 @@ def plan(graph: Graph) -> tuple[dict[str, int], int]:
             owner[op.output] = owner[op.inputs[0]]
             continue
         owner[op.output] = op.output
-        blocks[op.output] = Block(_bytes(graph, op.output), index, index)
+        blocks[op.output] = Block(tensor_bytes(graph, op.output), index, index)
     offsets, arena_bytes = plan_blocks(list(blocks.values()))
     of_block = dict(zip(blocks, offsets, strict=True))
     return {name: of_block[root] for name, root in owner.items()}, arena_bytes
@@ -90,9 +90,10 @@ def weight_bytes(graph: Graph) -> int:
     return sum(t.data.nbytes for t in graph.tensors.values() if t.data is not None)
 
 
-def _bytes(graph: Graph, name: str) -> int:
+def tensor_bytes(graph: Graph, name: str) -> int:
+    """Bytes of a tensor."""
     tensor = graph.tensors[name]
-    return prod(tensor.shape) * {"int8": 1, "float32": 4, "int32": 4}[tensor.dtype]
+    return prod(tensor.shape) * {"int8": 1, "int16": 2, "float32": 4, "int32": 4}[tensor.dtype]
 
 
 def _round_up(n: int, multiple: int) -> int:

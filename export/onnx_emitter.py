@@ -27,8 +27,8 @@ from .onnx_names import prefix_of, value_names
 from .op_params import quant_of
 from .parts import in_parts
 
-OPSET = 17  # QuantizeLinear and DequantizeLinear an axis (13); read by onnxruntime >= 1.12
-IR_VERSION = 8
+OPSET, IR_VERSION = 17, 8  # QuantizeLinear by axis (13), ...; read by onnxruntime >= 1.12
+WIDE_OPSET, WIDE_IR_VERSION = 21, 10  # QuantizeLinear to int16; read by onnxruntime >= 1.18
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
@@ -81,6 +81,7 @@ class Writer:
         self.same: dict[tuple[object, ...], str] = {}  # by shape, type and bytes
         self.made: dict[tuple[object, ...], str] = {}
         self.n_scales = 0
+        self.wide = any(t.quant and t.dtype == "int16" for t in graph.tensors.values())
         for ops in in_parts(graph):
             self._emit(ops)
 
@@ -94,16 +95,21 @@ class Writer:
             [self._value_info(name) for name in self.graph.outputs],
             list(self.initializers.values()),
         )
-        domains = [helper.make_opsetid("", OPSET)]
+        domains = [helper.make_opsetid("", self.opset)]
         if functions:
             domains.append(helper.make_opsetid(DOMAIN, 1))
         return helper.make_model(
             graph,
             functions=functions,
             opset_imports=domains,
-            ir_version=IR_VERSION,
+            ir_version=WIDE_IR_VERSION if self.wide else IR_VERSION,
             producer_name="edge-imputer",
         )
+
+    @property
+    def opset(self) -> int:
+        """Version of the operators."""
+        return WIDE_OPSET if self.wide else OPSET
 
     def folded(self) -> tuple[list[onnx.NodeProto], list[onnx.FunctionProto]]:
         """Nodes and functions; float operations are hardly more than a node each."""
@@ -204,7 +210,7 @@ class QdqWriter(Writer):
 
     def folded(self) -> tuple[list[onnx.NodeProto], list[onnx.FunctionProto]]:
         """Nodes and functions."""
-        return folded(self.groups, OPSET)
+        return folded(self.groups, self.opset)
 
     def _emit(self, ops: tuple[Op, ...]) -> None:
         self.made.clear()
@@ -252,7 +258,7 @@ class QdqWriter(Writer):
 
     def zero(self, op: Op) -> str:
         """The value that pads."""
-        return self._zero_point(quant_of(self.graph, op.output).zero_point)
+        return self._zero_point(op.output)
 
     def _real(self, stored: str, params: list[str], letters: str, **attrs: int) -> str:
         def dequantise() -> str:
@@ -266,10 +272,12 @@ class QdqWriter(Writer):
         number = f"{self.prefix}s{self.n_scales}"
         scale = self.initializer(number, np.array(quant.scale, np.float32))
         self.n_scales += scale == number
-        return [scale, self._zero_point(quant.zero_point)]
+        return [scale, self._zero_point(name)]
 
-    def _zero_point(self, value: int) -> str:
-        return self.initializer(f"{self.prefix}z{value}", np.array(value, np.int8))
+    def _zero_point(self, name: str) -> str:
+        value, dtype = quant_of(self.graph, name).zero_point, self.graph.tensors[name].dtype
+        wide = "w" if dtype == "int16" else ""
+        return self.initializer(f"{self.prefix}z{value}{wide}", np.array(value, dtype))
 
 
 def clips_below_zero(graph: Graph, op: Op) -> bool:
@@ -362,6 +370,13 @@ def _elementwise(op_type: str, **attrs: Any) -> Callable[[Writer, Op], None]:
     return emit
 
 
+def _mean(w: Writer, op: Op) -> None:
+    """The axis is an attribute before opset 18, an input from there on."""
+    attrs: dict[str, Any] = {} if w.wide else {"axes": (-1,)}
+    axes = [w.ints([-1])] if w.wide else []
+    w.write(w.node("ReduceMean", [w.read(op.inputs[0]), *axes], w.part(op, "y"), **attrs), op)
+
+
 def _transpose_op(w: Writer, op: Op) -> None:
     x = op.inputs[0]
     _transpose(w, w.operand(x), w.graph.tensors[x].shape, op.attrs["perm"], w.output(op))
@@ -375,7 +390,7 @@ _EMIT: dict[str, Callable[[Writer, Op], None]] = {
     "minimum": _elementwise("Min"),
     "softmax": _elementwise("Softmax"),  # over the last axis
     "l2_norm": _elementwise("LpNormalization"),
-    "mean": _elementwise("ReduceMean", axes=(-1,)),
+    "mean": _mean,
     "transpose": _transpose_op,
     "filter_bank": _depthwise_conv2d,
     **MOVERS,
@@ -386,5 +401,6 @@ _EMIT: dict[str, Callable[[Writer, Op], None]] = {
     "sigmoid": _elementwise("Sigmoid"),
     "tanh": _elementwise("Tanh"),
     "relu": _relu,
+    "requantise": _elementwise("Identity"),
     **{kind: op.emit for kind, op in FUSED.items() if op.emit is not None},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import helper
@@ -36,9 +36,11 @@ def _slice(w: Writer, op: Op) -> None:
 
 def split(w: Writer, ops: tuple[Op, ...]) -> None:
     """Slices that are all of a tensor (see `parts`)."""
-    axis, _ = cut(w.graph, ops[0])
+    axis, n_parts = cut(w.graph, ops[0])
     outputs = [w.output(op) for op in ops]
-    w.nodes.append(helper.make_node("Split", [w.operand(ops[0].inputs[0])], outputs, axis=axis))
+    attrs: dict[str, Any] = {"num_outputs": n_parts} if w.wide else {}  # opset 18 needs it
+    x = w.operand(ops[0].inputs[0])
+    w.nodes.append(helper.make_node("Split", [x], outputs, axis=axis, **attrs))
 
 
 def _pad(w: Writer, op: Op) -> None:

@@ -8,7 +8,6 @@ float32; how an accumulator is rounded is not (see `fixed_point`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,136 +17,55 @@ from edge_imputer.errors import ExportError
 from edge_imputer.quantization import QuantParams
 
 from .fixed_point import INT32_MAX, quantize_multiplier, quantize_multipliers
-from .graph import WEIGHT_AXIS, Graph, Op, Tensor
+from .graph import WEIGHT_AXIS, WIDE_KINDS, Graph, Op, Tensor
+from .param_types import (
+    AccumulatorParams,
+    MatmulParams,
+    MeanParams,
+    MoveParams,
+    MulParams,
+    NormParams,
+    OpParams,
+    PadParams,
+    ReluParams,
+    RequantiseParams,
+    SoftmaxParams,
+    SumParams,
+    TableParams,
+)
 
-SUM_LEFT_SHIFT = 20  # headroom of add and sub: 8 bits of input, 20 of fraction
+__all__ = [
+    "EXP_BITS",
+    "LIMITS",
+    "LONGEST_ROW",
+    "LONGEST_SOFTMAX",
+    "NORM_BITS",
+    "SUM_LEFT_SHIFT",
+    "AccumulatorParams",
+    "MatmulParams",
+    "MeanParams",
+    "MoveParams",
+    "MulParams",
+    "NormParams",
+    "OpParams",
+    "PadParams",
+    "ReluParams",
+    "RequantiseParams",
+    "SoftmaxParams",
+    "SumParams",
+    "TableParams",
+    "activation_clamp",
+    "bias_scales",
+    "constant_of",
+    "op_params",
+    "quant_of",
+]
+SUM_LEFT_SHIFT = {"int8": 20, "int16": 15}  # of add and sub: bits of fraction beside the input's
+LIMITS = {"int8": (-128, 127), "int16": (-32768, 32767)}
 EXP_BITS = 22  # fraction of a softmax's exponentials
 LONGEST_SOFTMAX = 511  # their sum fits an int32; TFLite's reference kernel aborts from 512 on
 LONGEST_ROW = 1024  # of an l2_norm or a mean
 NORM_BITS = 10  # fraction of the square root
-
-
-@dataclass(frozen=True)
-class AccumulatorParams:
-    """conv2d, depthwise_conv2d, fully_connected: ``acc = bias + sum((x - zero_in) * w)``.
-
-    ``y = clamp(requantize(acc, multiplier[c], shift[c]) + zero_out)``
-    """
-
-    input_zero_point: int
-    output_zero_point: int
-    multipliers: npt.NDArray[np.int64]  # (Cout,), int32 values
-    shifts: npt.NDArray[np.int64]  # (Cout,), positive: to the left
-    clamp: tuple[int, int]  # inclusive
-
-
-@dataclass(frozen=True)
-class SumParams:
-    """add and sub: both inputs are brought to one fine scale, summed, and requantised.
-
-    ``s_k = multiply(( x_k - zero_k) << left_shift, multiplier_k, shift_k)``, then
-    ``y = clamp(multiply(s_x ± s_y, multiplier_out, shift_out) + zero_out)``; no shift is positive.
-    """
-
-    zero_points: tuple[int, int, int]  # x, y, output
-    multipliers: tuple[int, int, int]
-    shifts: tuple[int, int, int]
-    left_shift: int
-    clamp: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class MulParams:
-    """mul: ``y = clamp(requantize((x - zero_x) * (y - zero_y), multiplier, shift) + zero_out)``."""
-
-    zero_points: tuple[int, int, int]
-    multiplier: int
-    shift: int
-    clamp: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class MatmulParams:
-    """batch_matmul: ``acc = sum((x - zero_x) * (y - zero_y))``, requantised as by mul."""
-
-    zero_points: tuple[int, int, int]
-    multiplier: int
-    shift: int
-
-
-@dataclass(frozen=True)
-class MeanParams:
-    """mean: ``y = clamp(requantize(sum(x - zero_in), multiplier, shift) + zero_out)``."""
-
-    zero_points: tuple[int, int]
-    multiplier: int
-    shift: int
-
-
-@dataclass(frozen=True)
-class SoftmaxParams:
-    """softmax: ``e = table[max(x) - x]``, ``y = min(-128 + round(256 * e / sum(e)), 127)``.
-
-    Halves go up. Every exponential is one entry, so an int32 sum and one division an element are
-    all that it takes. The rounding of the entries moves an output by less than a fiftieth of a
-    step; TFLite's reference kernel computes the exponentials in fixed point, and is within one
-    step.
-    """
-
-    table: npt.NDArray[np.int32]  # (256,), exp(-step * scale) * 2**EXP_BITS
-
-
-@dataclass(frozen=True)
-class NormParams:
-    """l2_norm: ``y = round(128 * v / root)``, ``v = x - zero``, ``root = sqrt(sum(v * v))``.
-
-    The root is the integer part of it times ``2**NORM_BITS``, which moves an output by less than a
-    tenth of a step. Halves go away from zero, and a row of zeros stays zero. TFLite multiplies by
-    the inverse root, and is within one step.
-    """
-
-    zero_point: int
-
-
-@dataclass(frozen=True)
-class TableParams:
-    """sigmoid and tanh: ``y = table[x + 128]``."""
-
-    table: npt.NDArray[np.int8]  # (256,)
-
-
-@dataclass(frozen=True)
-class ReluParams:
-    """relu: ``y = max(x, zero_point)``."""
-
-    zero_point: int
-
-
-@dataclass(frozen=True)
-class PadParams:
-    """pad: the int8 value of a real zero."""
-
-    value: int
-
-
-@dataclass(frozen=True)
-class MoveParams:
-    """embedding, concat, slice, reshape, transpose, minimum, max_pool: no value is computed."""
-
-
-OpParams = (
-    AccumulatorParams
-    | SumParams
-    | MulParams
-    | MatmulParams
-    | MeanParams
-    | SoftmaxParams
-    | NormParams
-    | TableParams
-    | ReluParams
-    | PadParams
-    | MoveParams
-)
 
 
 def op_params(graph: Graph, op: Op) -> OpParams:
@@ -161,7 +79,33 @@ def op_params(graph: Graph, op: Op) -> OpParams:
     """
     if op.kind not in _DERIVE:
         raise ExportError(f"expected an operation among {sorted(_DERIVE)}, got {op.kind!r}")
+    _check_precision(graph, op)
     return _DERIVE[op.kind](graph, op)
+
+
+def _check_precision(graph: Graph, op: Op) -> None:
+    """Refuse int16 where runtimes do not have it, and operands of two precisions."""
+    tensors = [graph.tensors[name] for name in (*op.inputs, op.output)]
+    dtypes = {tensor.dtype for tensor in tensors}
+    if op.kind == "requantise":
+        sound = dtypes == {"int8", "int16"}
+    else:
+        one_shape = len({tensor.shape for tensor in tensors}) == 1
+        sound = "int16" not in dtypes or (
+            op.kind in WIDE_KINDS and one_shape and dtypes == {"int16"}
+        )
+    if not sound:
+        raise ExportError(
+            f"{graph.name}: {op.output}: expected {op.kind} of int8 (add and sub of one shape: or "
+            f"all of int16; requantise: from one to the other), got {sorted(dtypes)}; requantise "
+            "before it"
+        )
+    for tensor in tensors:
+        if tensor.dtype == "int16" and quant_of(graph, tensor.name).zero_point:
+            raise ExportError(
+                f"{graph.name}: expected a zero point of 0 of {tensor.name}, which is int16, got "
+                f"{tensor.quant}"
+            )
 
 
 def quant_of(graph: Graph, name: str) -> QuantParams:
@@ -238,11 +182,13 @@ def _check_accumulator(
 
 
 def _sum(graph: Graph, op: Op) -> SumParams:
+    dtype = graph.tensors[op.output].dtype
+    left_shift = SUM_LEFT_SHIFT[dtype]
     quants = [quant_of(graph, name) for name in (*op.inputs, op.output)]
     scales = [float(quant.scale) for quant in quants]
     twice_max = 2 * max(scales[0], scales[1])
     reals = [scales[0] / twice_max, scales[1] / twice_max]
-    reals.append(twice_max / ((1 << SUM_LEFT_SHIFT) * scales[2]))
+    reals.append(twice_max / ((1 << left_shift) * scales[2]))
     if reals[2] >= 1:
         raise ExportError(
             f"{graph.name}: {op.output} has a scale of {scales[2]}, too fine beside its inputs' "
@@ -253,9 +199,22 @@ def _sum(graph: Graph, op: Op) -> SumParams:
         zero_points=_three(quant.zero_point for quant in quants),
         multipliers=_three(multiplier for multiplier, _ in pairs),
         shifts=_three(shift for _, shift in pairs),
-        left_shift=SUM_LEFT_SHIFT,
-        clamp=(-128, 127),
+        left_shift=left_shift,
+        clamp=LIMITS[dtype],
     )
+
+
+def _requantise(graph: Graph, op: Op) -> RequantiseParams:
+    x, y = quant_of(graph, op.inputs[0]), quant_of(graph, op.output)
+    multiplier, shift = quantize_multiplier(float(x.scale) / float(y.scale))
+    bits = 8 if graph.tensors[op.inputs[0]].dtype == "int8" else 16  # |x - zero point| < 2**bits
+    if bits + shift > 30:
+        raise ExportError(
+            f"{graph.name}: {op.output} has a scale of {y.scale}, too fine beside its input's "
+            f"{x.scale}; calibrate on more data"
+        )
+    clamp = LIMITS[graph.tensors[op.output].dtype]
+    return RequantiseParams((x.zero_point, y.zero_point), multiplier, shift, clamp)
 
 
 def _mul(graph: Graph, op: Op) -> MulParams:
@@ -390,6 +349,7 @@ _DERIVE: dict[str, Callable[[Graph, Op], OpParams]] = {
     "transpose": _move,
     "add": _sum,
     "sub": _sum,
+    "requantise": _requantise,
     "mul": _mul,
     "sigmoid": _table(_sigmoid),
     "tanh": _table(np.tanh),

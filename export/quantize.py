@@ -1,8 +1,9 @@
-"""Post-training quantisation: ranges of real activations, then one int8 graph.
+"""Post-training quantisation: ranges of real activations, then one graph of integers.
 
 Activations are asymmetric int8 per tensor, over the true minimum and maximum that calibration
 met (moving averages clip); weights symmetric int8 per output channel in [-127, 127]; biases
-int32 (Jacob et al. 2018, arXiv:1712.05877; the TFLite int8 specification).
+int32 (Jacob et al. 2018, arXiv:1712.05877; the TFLite int8 specification). Activations that
+`precision` makes int16 are symmetric, as in TFLite.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ EVERYTHING: Range = (-np.inf, np.inf)
 PASSED_ON = frozenset({"slice", "reshape", "transpose", "concat"})
 """Operations whose output holds their operands' values, and nothing else."""
 SATURATION = {"sigmoid": 6.5, "tanh": 3.25}  # beyond it the int8 output is its last step anyway
+WIDE_HEADROOM = 4.0  # of int16: two of its bits, so that nothing that is met later saturates
 LARGEST_BIAS = 2**30  # leaves the accumulator as much for the products
 
 
@@ -42,10 +44,18 @@ def params_of_range(low: float, high: float) -> QuantParams:
     return QuantParams(scale=scale, zero_point=int(np.clip(np.rint(-128 - low / scale), -128, 127)))
 
 
+def wide_params_of_range(low: float, high: float) -> QuantParams:
+    """Int16 parameters, symmetric, that cover `WIDE_HEADROOM` times [low, high]."""
+    scale = float(np.float32(WIDE_HEADROOM * max(-low, high) / 32767))
+    if not np.isfinite(scale) or scale < np.finfo(np.float32).tiny:
+        raise ExportError(f"expected a range of more than zero width, got [{low}, {high}]")
+    return QuantParams(scale=scale, zero_point=0)
+
+
 def quantise(
     graph: Graph, ranges: Mapping[str, Range], fixed: Mapping[str, QuantParams] | None = None
 ) -> Graph:
-    """The int8 form of a float graph.
+    """The form of a float graph in integers: int8, and int16 what is in `Graph.wide`.
 
     Parameters
     ----------
@@ -69,7 +79,9 @@ def quantise(
         _check_constant(graph, tensor)
     params = _activation_params(graph, ranges, {**graph.structural_quant, **(fixed or {})})
     tensors = {
-        name: replace(t, dtype="int8", quant=params[name]) if name in params else replace(t)
+        name: replace(t, dtype=_dtype(graph, name), quant=params[name])
+        if name in params
+        else replace(t)
         for name, t in graph.tensors.items()
     }
     seen: dict[str, QuantParams] = {}  # by weight: steps of a layer may share one
@@ -117,6 +129,8 @@ def _activation_params(
 ) -> dict[str, QuantParams]:
     """Parameters of every activation and of constants like them, one set a group that shares."""
     given = dict(fixed)
+    copies = {op.output: op.inputs[0] for op in graph.ops if op.kind == "requantise"}
+    ranges = {**{copy: ranges[x] for copy, x in copies.items() if x in ranges}, **ranges}
     ranges = saturated_ranges(graph, ranges)
     unknown = set(given) - set(graph.tensors)
     if unknown:
@@ -133,7 +147,14 @@ def _activation_params(
             )
         shared = next(iter(wanted.values())) if wanted else _group_params(graph, group, ranges)
         params.update(dict.fromkeys(group, shared))
+    for copy, x in copies.items():
+        if copy in graph.wide:  # an int16 copy of an int8 tensor has all its values, exactly
+            params[copy] = QuantParams(scale=params[x].scale / 128, zero_point=0)
     return params
+
+
+def _dtype(graph: Graph, name: str) -> str:
+    return "int16" if name in graph.wide else "int8"
 
 
 def saturated_ranges(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
@@ -195,7 +216,8 @@ def _group_params(graph: Graph, group: list[str], ranges: Mapping[str, Range]) -
         raise ExportError(f"{graph.name}: {group} all saturate: nothing gives them a scale")
     low, high = min(r[0] for r in found), max(r[1] for r in found)
     try:
-        return params_of_range(low, high)
+        wide = not graph.wide.isdisjoint(group)
+        return wide_params_of_range(low, high) if wide else params_of_range(low, high)
     except ExportError as error:
         raise ExportError(
             f"{graph.name}: {', '.join(group)}: {error}; the layer is dead or the calibration "

@@ -6,12 +6,23 @@ from collections.abc import Mapping, Sequence
 
 from edge_imputer.errors import ExportError
 
-from .calibration import Range
+from .calibration import Calibration, Range
 from .graph import Graph
 from .quantize import quantise
 
 Ranges = Mapping[str, Mapping[str, Range]]
 """(minimum, maximum) of every activation, by graph and activation."""
+
+
+def ranges_of(*calibrations: Calibration) -> Ranges:
+    """What calibration found, by graph.
+
+    Raises
+    ------
+    ExportError
+        On no audio.
+    """
+    return {calibration.graph.name: calibration.ranges for calibration in calibrations}
 
 
 def quantise_by(graphs: Sequence[Graph], ranges: Ranges) -> tuple[Graph, ...]:

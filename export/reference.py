@@ -8,17 +8,17 @@ and TFLite Micro, which round twice, come within one step a layer (see `parity`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edge_imputer.errors import ExportError
 
 from .fixed_point import Int64, multiply_by_quantized_multiplier, requantize
 from .fused.operations import FUSED
 from .graph import WEIGHT_AXIS, Array, Graph, Op
+from .movers import Kernel, mover, patches, windows
 from .op_params import (
     NORM_BITS,
     AccumulatorParams,
@@ -28,14 +28,13 @@ from .op_params import (
     NormParams,
     PadParams,
     ReluParams,
+    RequantiseParams,
     SoftmaxParams,
     SumParams,
     TableParams,
     constant_of,
     op_params,
 )
-
-Kernel = Callable[..., Array]
 
 
 class Interpreter:
@@ -110,67 +109,13 @@ def _step(graph: Graph, op: Op) -> tuple[Kernel, tuple[str, ...], str]:
     return prepare(graph, op), inputs, op.output
 
 
-# Shared by both forms: operations that only move elements.
-
-
-def _windows(
-    x: Array,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int] = (1, 1),
-) -> Array:
-    """Windows of (1, T, F, C): (T', F', KT, KF, C)."""
-    span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-    windows = np.lib.stride_tricks.sliding_window_view(x[0], span, axis=(0, 1))
-    windows = windows[:: stride[0], :: stride[1], :, :: dilation[0], :: dilation[1]]
-    moved: Array = windows.transpose(0, 1, 3, 4, 2)
-    return moved
-
-
-def _patches(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
-    """Windows of (1, T, F, C) as rows: (T', F', KT * KF * C), in the order of the weights."""
-    windows = _windows(x, kernel, stride)
-    rows: Array = windows.reshape(*windows.shape[:2], -1)
-    return rows
-
-
-def _take(ids: npt.NDArray[np.int32], table: Array) -> Array:
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(table):
-        raise ExportError(f"expected token ids in [0, {len(table)}), got {ids.tolist()}")
-    rows: Array = table[ids]
-    return rows
-
-
-def _mover(op: Op, pad_value: int = 0) -> Kernel | None:
-    """Kernel of an operation that moves elements, the same for every dtype."""
-    attrs = op.attrs
-    if op.kind == "concat":
-        return lambda *xs: np.concatenate(xs, axis=attrs["axis"])
-    if op.kind == "slice":
-        cut = tuple(slice(b, b + n) for b, n in zip(attrs["begin"], attrs["size"], strict=True))
-        return lambda x: x[cut]
-    if op.kind == "reshape":
-        return lambda x: x.reshape(attrs["shape"])
-    if op.kind == "pad":
-        return lambda x: np.pad(x, attrs["paddings"], constant_values=pad_value)
-    if op.kind == "embedding":
-        return _take
-    if op.kind == "transpose":
-        return lambda x: np.ascontiguousarray(x.transpose(attrs["perm"]))
-    if op.kind == "minimum":
-        return np.minimum
-    if op.kind == "max_pool":
-        return lambda x: _windows(x, attrs["size"], attrs["stride"]).max((2, 3))[np.newaxis]
-    return None
-
-
 # Float kernels
 
 
 def _prepare_float(graph: Graph, op: Op) -> Kernel:
-    mover = _mover(op)
-    if mover is not None:
-        return mover
+    move = mover(op)
+    if move is not None:
+        return move
     if op.kind in WEIGHT_AXIS:
         weight, bias = (constant_of(graph, name, "float32") for name in op.inputs[1:])
         prepare = _depthwise_float if op.kind == "depthwise_conv2d" else _linear_float
@@ -188,7 +133,7 @@ def _linear_float(op: Op, weight: Array, bias: Array) -> Kernel:
 
     def kernel(x: Array) -> Array:
         if op.kind == "conv2d":
-            x = _patches(x, weight.shape[1:3], op.attrs["stride"])
+            x = patches(x, weight.shape[1:3], op.attrs["stride"])
         y: Array = x @ matrix + bias
         y = np.maximum(y, np.float32(0)) if relu else y
         return y[np.newaxis] if op.kind == "conv2d" else y
@@ -200,8 +145,8 @@ def _depthwise_float(op: Op, weight: Array, bias: Array) -> Kernel:
     relu = bool(op.attrs.get("relu"))
 
     def kernel(x: Array) -> Array:
-        windows = _windows(x, weight.shape[1:3], op.attrs["stride"], op.attrs["dilation"])
-        y: Array = np.einsum("tfklc,klc->tfc", windows, weight[0]) + bias
+        taps = windows(x, weight.shape[1:3], op.attrs["stride"], op.attrs["dilation"])
+        y: Array = np.einsum("tfklc,klc->tfc", taps, weight[0]) + bias
         return (np.maximum(y, np.float32(0)) if relu else y)[np.newaxis]
 
     return kernel
@@ -240,6 +185,7 @@ _FLOAT: dict[str, Kernel] = {
     "l2_norm": _norm_float,
     "mean": lambda x: x.mean(-1, keepdims=True),
     "relu": lambda x: np.maximum(x, np.float32(0)),
+    "requantise": lambda x: x,
 }
 
 
@@ -255,6 +201,8 @@ def _prepare_int(graph: Graph, op: Op) -> Kernel:
         return prepare(op, params, weight, bias)
     if isinstance(params, SumParams):
         return _sum_int(params, -1 if op.kind == "sub" else 1)
+    if isinstance(params, RequantiseParams):
+        return _requantise_int(params)
     if isinstance(params, MulParams):
         return _mul_int(params)
     if isinstance(params, MatmulParams):
@@ -271,14 +219,15 @@ def _prepare_int(graph: Graph, op: Op) -> Kernel:
     if isinstance(params, ReluParams):
         floor = np.int8(params.zero_point)
         return lambda x: np.maximum(x, floor)
-    mover = _mover(op, params.value if isinstance(params, PadParams) else 0)
-    if mover is None:
+    move = mover(op, params.value if isinstance(params, PadParams) else 0)
+    if move is None:
         raise ExportError(f"{graph.name}: {op.kind!r} has no integer kernel")
-    return mover
+    return move
 
 
-def _to_int8(y: Int64, clamp: tuple[int, int]) -> npt.NDArray[np.int8]:
-    return np.clip(y, *clamp).astype(np.int8)
+def _saturated(y: Int64, clamp: tuple[int, int]) -> Array:
+    """The integers cut to `clamp`; int16 where that is wider than an int8."""
+    return np.clip(y, *clamp).astype(np.int8 if clamp[1] <= 127 else np.int16)
 
 
 def _linear_int(op: Op, params: AccumulatorParams, weight: Array, bias: Array) -> Kernel:
@@ -288,10 +237,10 @@ def _linear_int(op: Op, params: AccumulatorParams, weight: Array, bias: Array) -
 
     def kernel(x: Array) -> Array:
         if op.kind == "conv2d":
-            x = _patches(x, weight.shape[1:3], op.attrs["stride"])
+            x = patches(x, weight.shape[1:3], op.attrs["stride"])
         accumulator = (x.astype(np.float64) @ matrix).astype(np.int64) + offset
         y = requantize(accumulator, params.multipliers, params.shifts)
-        out = _to_int8(y + params.output_zero_point, params.clamp)
+        out = _saturated(y + params.output_zero_point, params.clamp)
         return out[np.newaxis] if op.kind == "conv2d" else out
 
     return kernel
@@ -302,10 +251,10 @@ def _depthwise_int(op: Op, params: AccumulatorParams, weight: Array, bias: Array
 
     def kernel(x: Array) -> Array:
         centred = x.astype(np.int64) - params.input_zero_point
-        windows = _windows(centred, weight.shape[1:3], op.attrs["stride"], op.attrs["dilation"])
-        accumulator = np.einsum("tfklc,klc->tfc", windows, wide) + bias
+        taps = windows(centred, weight.shape[1:3], op.attrs["stride"], op.attrs["dilation"])
+        accumulator = np.einsum("tfklc,klc->tfc", taps, wide) + bias
         y = requantize(accumulator, params.multipliers, params.shifts)
-        return _to_int8(y + params.output_zero_point, params.clamp)[np.newaxis]
+        return _saturated(y + params.output_zero_point, params.clamp)[np.newaxis]
 
     return kernel
 
@@ -318,7 +267,7 @@ def _matmul_int(op: Op, params: MatmulParams) -> Kernel:
         # Sums stay far below 2**53, so a float64 matrix product is exact, and fast.
         accumulator = (x.astype(np.float64) - zero_x) @ (right.astype(np.float64) - zero_y)
         out = requantize(accumulator.astype(np.int64), params.multiplier, params.shift)
-        return _to_int8(out + zero_out, (-128, 127))
+        return _saturated(out + zero_out, (-128, 127))
 
     return kernel
 
@@ -329,7 +278,7 @@ def _mean_int(params: MeanParams) -> Kernel:
     def kernel(x: Array) -> Array:
         total = (x.astype(np.int64) - zero_x).sum(-1, keepdims=True)
         out = requantize(total, params.multiplier, params.shift)
-        return _to_int8(out + zero_out, (-128, 127))
+        return _saturated(out + zero_out, (-128, 127))
 
     return kernel
 
@@ -341,7 +290,7 @@ def _softmax_int(params: SoftmaxParams) -> Kernel:
         wide = x.astype(np.int64)
         e = table[wide.max(-1, keepdims=True) - wide]
         total = e.sum(-1, keepdims=True)
-        return _to_int8((512 * e + total) // (2 * total) - 128, (-128, 127))
+        return _saturated((512 * e + total) // (2 * total) - 128, (-128, 127))
 
     return kernel
 
@@ -352,7 +301,7 @@ def _norm_int(params: NormParams) -> Kernel:
         squares = np.square(centred).sum(-1, keepdims=True) << (2 * NORM_BITS)
         root = np.maximum(1, integer_root(squares))
         size = (np.abs(centred) * (2 * 128 << NORM_BITS) + root) // (2 * root)
-        return _to_int8(np.sign(centred) * size, (-128, 127))
+        return _saturated(np.sign(centred) * size, (-128, 127))
 
     return kernel
 
@@ -378,7 +327,17 @@ def _sum_int(params: SumParams, sign: int) -> Kernel:
     def kernel(x: Array, y: Array) -> Array:
         total = scaled(x, 0) + sign * scaled(y, 1)
         out = multiply_by_quantized_multiplier(total, params.multipliers[2], params.shifts[2])
-        return _to_int8(out + params.zero_points[2], params.clamp)
+        return _saturated(out + params.zero_points[2], params.clamp)
+
+    return kernel
+
+
+def _requantise_int(params: RequantiseParams) -> Kernel:
+    zero_x, zero_out = params.zero_points
+
+    def kernel(x: Array) -> Array:
+        y = requantize(x.astype(np.int64) - zero_x, params.multiplier, params.shift)
+        return _saturated(y + zero_out, params.clamp)
 
     return kernel
 
@@ -389,7 +348,7 @@ def _mul_int(params: MulParams) -> Kernel:
     def kernel(x: Array, y: Array) -> Array:
         product = (x.astype(np.int64) - zero_x) * (y.astype(np.int64) - zero_y)
         out = requantize(product, params.multiplier, params.shift)
-        return _to_int8(out + zero_out, params.clamp)
+        return _saturated(out + zero_out, params.clamp)
 
     return kernel
 

@@ -19,8 +19,10 @@ from edge_imputer.specs import KeywordModelSpec, ModelSpec
 from .calibration import Calibration, Method
 from .graph import Array, Graph, macs
 from .memory import plan, weight_bytes
-from .ranges import Ranges, quantise_by
+from .op_params import quant_of
+from .quantize_report import GraphReport, graph_report
 from .reference import Interpreter
+from .sensitivity import Quantisation, quantise_calibrated
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
@@ -91,14 +93,17 @@ def decode_watched(
         decoder.decode(waveform)
 
 
-def calibrate(
+INT8 = Quantisation()
+
+
+def calibrated(
     encoder: Graph,
     imputer: Graph,
     spec: ModelSpec,
     waveforms: Iterable[npt.NDArray[np.float32]],
     method: Method = "min-max",
-) -> Ranges:
-    """Ranges of what decoding real audio meets in both graphs.
+) -> tuple[Calibration, Calibration]:
+    """What decoding real audio meets in both graphs.
 
     Every utterance is decoded in float, with the model's own schedule, so that the head is
     calibrated on the partial alignments it will see.
@@ -111,29 +116,68 @@ def calibrate(
     waveforms : iterable of float32 arrays, (n,)
         At the model's sample rate.
     method : as `Calibration` takes it
-
-    Raises
-    ------
-    ExportError
-        On no audio.
     """
     calibrations = Calibration(encoder, method), Calibration(imputer, method)
     decode_watched(encoder, imputer, spec, (calibrations[0].run, calibrations[1].run), waveforms)
-    return {calibration.graph.name: calibration.ranges for calibration in calibrations}
+    return calibrations
 
 
-def calibrate_and_quantise(
-    encoder: Graph, imputer: Graph, spec: ModelSpec, waveforms: Iterable[npt.NDArray[np.float32]]
-) -> tuple[Graph, Graph]:
-    """Quantise both graphs over the ranges of `calibrate`.
+def quantise_all(
+    calibrations: Sequence[Calibration],
+    options: Quantisation = INT8,
+    report: Callable[[GraphReport], None] | None = None,
+) -> tuple[Graph, ...]:
+    """The integer forms of a model's graphs, in the order in which they run.
+
+    Each graph reads what the one before writes first exactly as it writes it: both have that scale.
+
+    Parameters
+    ----------
+    calibrations : of each graph
+    options : Quantisation, optional
+        Whether sums may be int16; if unset all is int8.
+    report : callable, optional
+        Told what each graph lost, node by node; measured only for who asks.
 
     Raises
     ------
     ExportError
         On no audio, or on what `quantise` refuses.
     """
-    ranges = calibrate(encoder, imputer, spec, waveforms)
-    int_encoder, int_imputer = quantise_by((encoder, imputer), ranges)
+    done: list[Graph] = []
+    for calibration in calibrations:
+        fixed = {}
+        if done:
+            fixed = {calibration.graph.inputs[0]: quant_of(done[-1], done[-1].outputs[0])}
+        graph, choice = quantise_calibrated(calibration, options, fixed)
+        done.append(graph)
+        if report is not None:
+            report(graph_report(calibration, graph, choice))
+    return tuple(done)
+
+
+def calibrate_and_quantise(
+    encoder: Graph,
+    imputer: Graph,
+    spec: ModelSpec,
+    waveforms: Iterable[npt.NDArray[np.float32]],
+    options: Quantisation = INT8,
+    report: Callable[[GraphReport], None] | None = None,
+) -> tuple[Graph, Graph]:
+    """Quantise both graphs over what decoding real audio meets in them.
+
+    Parameters
+    ----------
+    encoder, imputer, spec, waveforms : as `calibrated` takes them
+    options, report : as `quantise_all` takes them
+
+    Raises
+    ------
+    ExportError
+        On no audio, or on what `quantise` refuses.
+    """
+    seen = calibrated(encoder, imputer, spec, waveforms, options.calibration)
+    int_encoder, int_imputer = quantise_all(seen, options, report)
     return int_encoder, int_imputer
 
 
@@ -158,13 +202,13 @@ def keyword_reference(
     )
 
 
-def calibrate_keywords(
+def calibrated_keywords(
     graph: Graph,
     spec: KeywordModelSpec,
     waveforms: Iterable[npt.NDArray[np.float32]],
     method: Method = "min-max",
-) -> Ranges:
-    """Ranges of what listening to real audio meets in a keyword model's graph.
+) -> Calibration:
+    """What listening to real audio meets in a keyword model's graph.
 
     Parameters
     ----------
@@ -175,11 +219,6 @@ def calibrate_keywords(
         At the model's sample rate. Each is a stream of its own; but of a model over windows all are
         one, with a window of silence at its end, so that speech meets every place of a window.
     method : as `Calibration` takes it
-
-    Raises
-    ------
-    ExportError
-        On no audio.
     """
     calibration = Calibration(graph, method)
     stream = KeywordStream(spec, keyword_reference(graph, spec, calibration.run))
@@ -189,7 +228,7 @@ def calibrate_keywords(
             stream.finish()
     if spec.windowed:
         stream.push(np.zeros(spec.input_features * spec.features.hop_length, np.float32))
-    return {graph.name: calibration.ranges}
+    return calibration
 
 
 def graph_record(graph: Graph, arena_bytes: int | None = None) -> GraphRecord:

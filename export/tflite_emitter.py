@@ -1,4 +1,4 @@
-"""Writes a graph as a .tflite file, float32 or int8, with flatbuffers alone.
+"""Writes a graph as a .tflite file, float32 or quantised, with flatbuffers alone.
 
 No converter is involved, so the file carries exactly the numbers of the graph, and its bytes depend
 on the graph only. Files of small networks would be half bookkeeping, so whatever is equal stands
@@ -27,11 +27,13 @@ from .parts import cut, in_parts
 
 
 class Builtin(NamedTuple):
-    """A builtin operator of TFLite, and for both types its version and who reads that first."""
+    """A builtin operator of TFLite, and for every type of its output its version and who reads
+    that first."""
 
     name: str
     int8: tuple[int, str]
-    float32: tuple[int, str]
+    float32: tuple[int, str] | None
+    int16: tuple[int, str] | None = None
 
 
 SPLIT = "split"  # no operation of a graph's: slices that are all of a tensor, see `parts`
@@ -43,8 +45,8 @@ OPERATORS = {
     "depthwise_conv2d": Builtin("DEPTHWISE_CONV_2D", (3, "1.14.0"), (2, "1.12.0")),
     "fully_connected": Builtin("FULLY_CONNECTED", (10, "2.13.0"), (1, "1.5.0")),
     "batch_matmul": Builtin("BATCH_MATMUL", (2, "2.3.0"), (1, "2.3.0")),
-    "add": Builtin("ADD", (2, "1.14.0"), (1, "1.5.0")),
-    "sub": Builtin("SUB", (2, "1.14.0"), (1, "1.6.0")),
+    "add": Builtin("ADD", (2, "1.14.0"), (1, "1.5.0"), (3, "2.4.0")),
+    "sub": Builtin("SUB", (2, "1.14.0"), (1, "1.6.0"), (5, "2.4.0")),
     "mul": Builtin("MUL", (2, "1.14.0"), (1, "1.5.0")),
     "minimum": Builtin("MINIMUM", (2, "1.14.0"), (1, "1.14.0")),
     "sigmoid": Builtin("LOGISTIC", (2, "1.14.0"), (1, "1.14.0")),
@@ -61,6 +63,7 @@ OPERATORS = {
     "pad": Builtin("PAD", (2, "1.14.0"), (1, "1.5.0")),
     "reshape": Builtin("RESHAPE", (1, "1.5.0"), (1, "1.5.0")),
     "transpose": Builtin("TRANSPOSE", (2, "1.14.0"), (1, "1.6.0")),
+    "requantise": Builtin("QUANTIZE", (2, "1.15.0"), None, (2, "1.15.0")),
 }
 REVERSED = frozenset({"embedding", SPLIT})  # TFLite takes the table, or the axis, first
 SCHEMA_VERSION = 3
@@ -98,7 +101,7 @@ def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> byt
 
 def minimum_runtime(graph: Graph) -> str:
     """The oldest TFLite runtime that has every operator version of the graph."""
-    kinds = [(kind_of(ops), graph.is_integer(ops[0])) for ops in in_parts(graph)]
+    kinds = [(kind_of(ops), type_of(graph, ops[0])) for ops in in_parts(graph)]
     return _newest(_version(*kind, OPERATORS)[1] for kind in kinds)
 
 
@@ -116,12 +119,22 @@ def _newest(versions: Iterable[str]) -> str:
     return max(versions, key=lambda text: tuple(int(part) for part in text.split(".")))
 
 
-def _version(kind: str, integer: bool, operators: Mapping[str, Builtin]) -> tuple[int, str]:
+def type_of(graph: Graph, op: Op) -> str:
+    """What an operation computes: int8, int16 or float32."""
+    if not graph.is_integer(op):
+        return "float32"
+    return "int16" if graph.tensors[op.output].dtype == "int16" else "int8"
+
+
+def _version(kind: str, dtype: str, operators: Mapping[str, Builtin]) -> tuple[int, str]:
     if kind in FUSED:
         return FUSED[kind].version
     if kind not in operators:
         raise ExportError(f"expected an operation among {sorted(operators)}, got {kind!r}")
-    return operators[kind].int8 if integer else operators[kind].float32
+    version: tuple[int, str] | None = getattr(operators[kind], dtype)
+    if version is None:
+        raise ExportError(f"expected an operation that TFLite has in {dtype}, got {kind}")
+    return version
 
 
 class TfliteWriter:
@@ -145,7 +158,7 @@ class TfliteWriter:
         self.tensors: list[int] = []
         self.numbers: dict[str, int] = {}  # of tensors, by name
         self.constants: dict[tuple[object, ...], int] = {}
-        self.codes: dict[tuple[str, bool], int] = {}  # by kind, and whether it computes int8
+        self.codes: dict[tuple[str, str], int] = {}  # by kind and type
         linear = [op for op in graph.ops if op.kind in WEIGHT_AXIS]
         self.axes = {op.inputs[1]: WEIGHT_AXIS[op.kind] for op in linear}
         self.bias_scales = {
@@ -253,8 +266,8 @@ class TfliteWriter:
         return self.buffers.index(buffer)
 
     def _operator(self, ops: tuple[Op, ...]) -> int:
-        kind, integer = kind_of(ops), self.graph.is_integer(ops[0])
-        _version(kind, integer, self.builtins)  # refuses what is unknown
+        kind, dtype = kind_of(ops), type_of(self.graph, ops[0])
+        _version(kind, dtype, self.builtins)  # refuses what is unknown
         call = self.call_of(kind, ops[0])
         inputs = [self._operand(name) for name in ops[0].inputs]
         for values in call.constants:  # such as a shape
@@ -263,7 +276,7 @@ class TfliteWriter:
         if kind in REVERSED:
             inputs.reverse()
         outputs = [self.numbers[op.output] for op in ops]
-        return self._emit(kind, call, inputs, outputs, integer=integer)
+        return self._emit(kind, call, inputs, outputs, dtype=dtype)
 
     def call_of(self, kind: str, first: Op) -> Call:
         """What an operator is given besides its tensors, by its first operation."""
@@ -276,7 +289,7 @@ class TfliteWriter:
         inputs: Sequence[int] = (),
         outputs: Sequence[int] = (),
         *,
-        integer: bool = True,
+        dtype: str = "int8",
     ) -> int:
         """An operator of the tensors of these numbers."""
         options: dict[str, int] = {}
@@ -285,7 +298,7 @@ class TfliteWriter:
             options["builtinOptions"] = self.file.table(call.table, **call.fields)
         return self.file.table(
             "Operator",
-            opcodeIndex=self.codes.setdefault((kind, integer), len(self.codes)),
+            opcodeIndex=self.codes.setdefault((kind, dtype), len(self.codes)),
             inputs=self.file.numbers(inputs),
             outputs=self.file.numbers(outputs),
             **options,
@@ -295,13 +308,13 @@ class TfliteWriter:
         tensor = self.graph.tensors[name]
         return self.numbers[name] if tensor.data is None else self._constant(tensor)
 
-    def _operator_code(self, kind: str, integer: bool) -> int:
+    def _operator_code(self, kind: str, dtype: str) -> int:
         code = getattr(self.schema.BuiltinOperator, builtin_name(kind, self.builtins))
         return self.file.table(
             "OperatorCode",
             deprecatedBuiltinCode=min(code, PLACEHOLDER),
             builtinCode=code,
-            version=_version(kind, integer, self.builtins)[0],
+            version=_version(kind, dtype, self.builtins)[0],
         )
 
     def _signature(self) -> int:
@@ -366,6 +379,12 @@ def _mean(w: TfliteWriter, op: Op) -> Call:
     return Call("ReducerOptions", {"keepDims": True}, ([last],))
 
 
+def _any_scale(w: TfliteWriter, op: Op) -> dict[str, bool]:
+    """Of int16: by default, scales that are powers of two would take an older way."""
+    wide = type_of(w.graph, op) == "int16"
+    return {"potScaleInt16": False} if wide else {}
+
+
 def _split(w: TfliteWriter, first: Op) -> Call:
     axis, n_parts = cut(w.graph, first)
     return Call("SplitOptions", {"numSplits": n_parts}, (axis,))
@@ -387,8 +406,8 @@ _CALLS: dict[str, Callable[[TfliteWriter, Op], Call]] = {
         "FullyConnectedOptions", {"fusedActivationFunction": _activation(w, op)}
     ),
     "batch_matmul": lambda w, op: Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
-    "add": _plain("AddOptions"),
-    "sub": _plain("SubOptions"),
+    "add": lambda w, op: Call("AddOptions", _any_scale(w, op)),
+    "sub": lambda w, op: Call("SubOptions", _any_scale(w, op)),
     "mul": _plain("MulOptions"),
     "minimum": _plain("MaximumMinimumOptions"),
     "sigmoid": _plain(""),
@@ -407,5 +426,6 @@ _CALLS: dict[str, Callable[[TfliteWriter, Op], Call]] = {
         "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)
     ),
     "transpose": lambda w, op: Call("TransposeOptions", {}, (op.attrs["perm"],)),
+    "requantise": _plain("QuantizeOptions"),
     **{kind: _fused(kind) for kind in FUSED},
 }

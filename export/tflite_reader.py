@@ -60,6 +60,7 @@ class _Reader:
         self.kinds = [codes.get(code.builtinCode, "") for code in model.operatorCodes]
         self.dtypes = {
             schema.TensorType.INT8: "int8",
+            schema.TensorType.INT16: "int16",
             schema.TensorType.INT32: "int32",
         }
         self.relu = schema.ActivationFunctionType.RELU
@@ -98,7 +99,7 @@ class _Reader:
             name = f"{name}/{index}"
         self.names.append(name)
         if t.type not in self.dtypes:
-            raise ExportError(f"{self.source}: {name} is neither int8 nor int32")
+            raise ExportError(f"{self.source}: {name} is none of int8, int16 and int32")
         shape = tuple(int(n) for n in (t.shape if t.shape is not None else ()))
         dtype = self.dtypes[t.type]
         content = self.model.buffers[t.buffer].data if t.buffer else None
@@ -106,7 +107,7 @@ class _Reader:
         if content is not None and len(content):
             data = np.asarray(content, np.uint8).view(dtype).reshape(shape)
         quant, q = None, t.quantization
-        if dtype == "int8" and q is not None and q.scale is not None and len(q.scale) == 1:
+        if dtype != "int32" and q is not None and q.scale is not None and len(q.scale) == 1:
             quant = QuantParams(scale=float(np.float32(q.scale[0])), zero_point=int(q.zeroPoint[0]))
         return Tensor(name, shape, dtype, data=data, quant=quant)
 

@@ -12,7 +12,7 @@ from math import prod
 
 from edge_imputer.errors import ExportError
 from edge_imputer.export.graph import Graph, Op
-from edge_imputer.export.memory import Block, plan_blocks
+from edge_imputer.export.memory import Block, plan_blocks, tensor_bytes
 
 TILE, SHALLOW = 4, 16  # EDIM_TILE and EDIM_SHALLOW in edim_kernels.h
 
@@ -157,7 +157,7 @@ def _place_in_arena(graph: Graph, plan: Placement, last: dict[str, int]) -> None
         if scratch:
             blocks[f"{op.output} scratch"] = Block(scratch, i, i)
         if op.output not in plan.views and op.output not in plan.places:
-            size = prod(graph.tensors[op.output].shape)
+            size = tensor_bytes(graph, op.output)
             blocks[op.output] = Block(size, i, max(i, last.get(op.output, i)))
     offsets, plan.arena_bytes = plan_blocks(list(blocks.values()))
     for name, offset in zip(blocks, offsets, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -22,6 +21,7 @@ from edge_imputer.export.op_params import (
     NormParams,
     PadParams,
     ReluParams,
+    RequantiseParams,
     SoftmaxParams,
     SumParams,
     TableParams,
@@ -29,59 +29,28 @@ from edge_imputer.export.op_params import (
     op_params,
 )
 
-from .c_text import Names, integers, struct, table
+from .c_function import CFunction
+from .c_text import integers
 from .placement import Placement
 from .strides import Dimension, boxes, broadcast, filled, offset, transposed
 
-PARAMETERS = {"features", "state", "encoder_out", "encoder_window", "alignment", "logits", "arena"}
 LARGEST_DEPTH = 2**16  # up to here sums of uint8 times int8 products fit an int32
 
 
-class Step:
-    """Text of one C function and of the tables it reads.
-
-    Parameters
-    ----------
-    graph : Graph
-        Quantised.
-    placement : Placement
-        Where its tensors lie.
-    signature : str
-        Of the C function, whose parameters are the bases of the placement.
-    result : str
-        The C expression it returns, empty for none.
-    """
+class Step(CFunction):
+    """The C function of a whole graph: a call of a kernel for every operation."""
 
     def __init__(
         self, graph: Graph, placement: Placement, signature: str, result: str = ""
     ) -> None:
-        self.graph = graph
-        self.placement = placement
-        self.signature = signature
-        self.result = result
-        self.tables: list[str] = []
-        self._body: list[str] = []
-        self._variables = Names(PARAMETERS)
-        self._constants = Names(set())
-        self._declared: set[str] = set()
+        super().__init__(graph, placement, signature, result)
         for op in graph.ops:
             if op.output not in placement.views:
                 self._comment(op)
                 self._emit(op)
         for name, target in placement.copies:
             self._body.append(f"\n    /* {name}: an output */\n")
-            self._call("edim_copy", str(target), self._read(name), self._size(name))
-
-    def function(self) -> str:
-        """The definition of the C function."""
-        body = "".join(self._body).lstrip("\n")
-        ignored = "".join(
-            f"    (void){name};\n"
-            for name in ("alignment", "state", "arena")
-            if re.search(rf"\b{name}\b", self.signature) and not re.search(rf"\b{name}\b", body)
-        )
-        result = f"\n    return {self.result};\n" if self.result else ""
-        return f"{self.signature} {{\n{ignored}{body}{result}}}\n"
+            self._call("edim_copy", str(target), self._read(name), self._bytes(name))
 
     def _emit(self, op: Op) -> None:
         params = op_params(self.graph, op)
@@ -172,18 +141,25 @@ class Step:
         x, y = (self._read(name) for name in op.inputs)
         self._call("edim_batch_matmul", matmul, x, y, self._write(op.output), self._scratch(op))
 
-    def _scratch(self, op: Op) -> str:
-        """The C expression of an operation's scratch memory."""
-        at = self.placement.scratch.get(op.output)
-        return "0" if at is None else f"arena + {at}"
-
     def _sum(self, op: Op, params: SumParams) -> None:
         """add and sub."""
-        if params.left_shift != SUM_LEFT_SHIFT:
-            raise ExportError(f"{op.output}: expected a shift of {SUM_LEFT_SHIFT} bits")
+        dtype = self.graph.tensors[op.output].dtype
+        if params.left_shift != SUM_LEFT_SHIFT[dtype]:
+            raise ExportError(f"{op.output}: expected a shift of {SUM_LEFT_SHIFT[dtype]} bits")
         factors = zip(params.multipliers, params.shifts, strict=True)
         fields = dict(zip(("x", "y", "output"), map(integers, factors), strict=True))
-        self._binary(op, "edim_sum", f"edim_{op.kind}", fields | _zero_points(params.zero_points))
+        kernel = f"edim_{op.kind}16" if dtype == "int16" else f"edim_{op.kind}"
+        self._binary(op, "edim_sum", kernel, fields | _zero_points(params.zero_points))
+
+    def _requantise(self, op: Op, params: RequantiseParams) -> None:
+        fields = {
+            "output": integers((params.multiplier, params.shift)),
+            "input_zero_point": params.zero_points[0],
+            "output_zero_point": params.zero_points[1],
+        }
+        wide = self.graph.tensors[op.output].dtype == "int16"
+        constant = self._struct("edim_rescale", op.output, fields)
+        self._elementwise(op, "edim_widen" if wide else "edim_narrow", constant)
 
     def _product(self, op: Op, params: MulParams) -> None:
         fields = {"output": integers((params.multiplier, params.shift))}
@@ -326,57 +302,6 @@ class Step:
         )
         self._call("edim_copy_box", box, source, target)
 
-    def _comment(self, op: Op) -> None:
-        shapes = [self.graph.tensors[name] for name in op.inputs]
-        inputs = ", ".join(f"{t.name} {t.shape}" for t in shapes if t.data is None)
-        relu = ", relu" if op.attrs.get("relu") else ""
-        output = self.graph.tensors[op.output]
-        text = f"{op.output}: {op.kind}{relu} of {inputs} -> {output.shape}"
-        self._body.append(f"\n    /* {text} */\n")
-
-    def _call(self, function: str, *arguments: object) -> None:
-        self._body.append(f"    {function}({', '.join(map(str, arguments))});\n")
-
-    def _moved(self, op: Op) -> tuple[str, str]:
-        """The C expressions of an operation's first input and of its output."""
-        return self._read(op.inputs[0]), self._write(op.output)
-
-    def _size(self, name: str) -> int:
-        """Elements, which are bytes, of a tensor."""
-        return prod(self.graph.tensors[name].shape)
-
-    def _read(self, name: str) -> str:
-        return self._pointer(name, "const int8_t *const")
-
-    def _write(self, name: str) -> str:
-        return self._pointer(name, "int8_t *const")
-
-    def _pointer(self, name: str, kind: str) -> str:
-        """The expression of a tensor's address; declares a variable at its first use."""
-        if self.graph.tensors[name].data is not None:
-            return self._table(name, constant_of(self.graph, name, "int8"))
-        at = self.placement.places[name]
-        if at.offset == 0 and at.base not in ("arena", "state"):
-            return at.base
-        if name not in self._declared:
-            self._declared.add(name)
-            self._body.append(f"    {kind} {self._variables[name]} = {at};\n")
-        return self._variables[name]
-
-    def _table(self, name: str, values: npt.NDArray[Any]) -> str:
-        """Add a table, once; returns its C name."""
-        c_name = f"{self.graph.name}_{self._constants[name]}"
-        text = table(c_name, values)
-        if text not in self.tables:
-            self.tables.append(text)
-        return c_name
-
-    def _struct(self, kind: str, name: str, fields: dict[str, Any]) -> str:
-        """Add a constant struct; returns its address."""
-        c_name = f"{self.graph.name}_{self._constants[name]}"
-        self.tables.append(struct(kind, c_name, fields))
-        return f"&{c_name}"
-
 
 def _int32(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     return values.astype(np.int32)
@@ -395,6 +320,7 @@ _COMPUTES: dict[type, Callable[[Step, Op, Any], None]] = {
     AccumulatorParams: Step._linear,
     MatmulParams: Step._matmul,
     SumParams: Step._sum,
+    RequantiseParams: Step._requantise,
     MulParams: Step._product,
     MeanParams: Step._mean,
     SoftmaxParams: Step._softmax,

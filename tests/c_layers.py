@@ -108,7 +108,8 @@ def _functions(graph: Graph) -> list[str]:
     lines += [f"        {kind} *{base} = block({n});" for base, (kind, n) in buffers.items()]
     lines += [
         f"        check(fread({k}, 1, {buffers[k][1]}, stdin) == {buffers[k][1]});"
-        for k in sorted(read)
+        for k in buffers
+        if k in read
     ]
     lines += [f"        check({graph.name}({', '.join(buffers)}) == 0);"]
     lines += [

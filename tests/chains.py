@@ -53,10 +53,32 @@ class Chain:
         shape = self.g.shape(x)
         return self.g.reshape(self.name(), x, (int(np.prod(shape[:-1])), shape[-1]))
 
+    def residual(self) -> str:
+        """To int16, sums there with an earlier int8 tensor and an int16 one, and back."""
+        g, total = self.g, self.widen(self.x)
+        for other in (self.widen(str(self.rng.choice(self.alike()))), self.any_wide()):
+            kind = str(self.rng.choice(["add", "sub"]))
+            total = g.binary(kind, self.name(), total, other)
+            g.graph.wide.add(total)
+        return g.requantise(self.name(), total)
+
+    def widen(self, x: str) -> str:
+        wide = self.g.requantise(self.name(), x)
+        self.g.graph.wide.add(wide)
+        return wide
+
+    def any_wide(self) -> str:
+        shapes = {name: self.g.shape(name) for name in sorted(self.g.graph.wide)}
+        return str(self.rng.choice([n for n, shape in shapes.items() if shape == self.shape]))
+
     def alike(self) -> list[str]:
-        """Activations of the rows' shape, themselves among them."""
-        tensors = self.g.graph.tensors.values()
-        return [t.name for t in tensors if t.shape == self.shape and t.data is None]
+        """Activations of the rows' shape, themselves among them, that are to be int8."""
+        tensors, wide = self.g.graph.tensors.values(), self.g.graph.wide
+        return [
+            t.name
+            for t in tensors
+            if t.shape == self.shape and t.data is None and t.name not in wide
+        ]
 
     def other(self) -> str:
         """What the rows may be added to: an earlier activation, a constant, themselves."""
@@ -174,22 +196,24 @@ _STEPS: dict[str, Callable[[Chain], str]] = {
     "slice": _slice,
     "pad": _pad,
     "reshape": lambda chain: chain.g.reshape(chain.name(), chain.x, chain.shape[::-1]),
+    "requantise": lambda chain: chain.residual(),
     "transpose": lambda chain: chain.g.transpose(chain.name(), chain.x, (1, 0)),
 }
 
 
-def float_chain(kinds: list[str], rng: Rng) -> Graph:
-    """A float graph of these operations, whose output is the last one's."""
+def float_chain(kinds: list[str], rng: Rng, *, wide: bool = False) -> Graph:
+    """A float graph of these operations, whose output is the last one's; to become integers, or
+    to stay float: then with sums in place of what changes the precision."""
     chain = Chain(rng)
     for kind in kinds:
-        chain.step(kind)
+        chain.step(kind if wide or kind != "requantise" else "add")
     chain.g.graph.outputs = [chain.x]
     return chain.g.graph
 
 
 def int_chain(kinds: list[str], rng: Rng) -> Graph:
     """The same, quantised; `ExportError` where an activation is always zero."""
-    graph = float_chain(kinds, rng)
+    graph = float_chain(kinds, rng, wide=True)
     calibration = Calibration(graph)
     for inputs in feeds(graph, rng, 8):
         calibration.run(inputs)

@@ -16,6 +16,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edge_imputer.export.esphome.pack import wake_word_graph
 from edge_imputer.export.graph import Array, Graph
+from edge_imputer.export.micro_model import micro_module
 from edge_imputer.microfrontend import Microfrontend, quantized
 from edge_imputer.specs import KeywordModelSpec, MicroSpec, TcnSpec
 from edge_imputer.train.keyword_model import KeywordModel
@@ -93,9 +94,9 @@ def litert(data: bytes, which: str) -> Steps:
     return run
 
 
-def tflite_micro(micro: ModuleType, data: bytes, arena_size: int) -> tuple[Steps, Any]:
+def tflite_micro(data: bytes, arena_size: int) -> tuple[Steps, Any]:
     """A file in TensorFlow Lite Micro, and the interpreter itself."""
-    model = micro.Interpreter.from_bytes(data, arena_size=arena_size)
+    model = micro_module().Interpreter.from_bytes(data, arena_size=arena_size)
 
     def run(frames: Array) -> int:
         model.set_input(frames[np.newaxis], 0)

@@ -32,7 +32,8 @@ from edge_imputer.train.encoders import Encoder, build_encoder
 from edge_imputer.train.imputer import ImputerHead
 from edge_imputer.train.layers.norm import MaskedBatchNorm1d
 
-LAYERS = tuple(sorted(KINDS))
+FLOAT_LAYERS = tuple(sorted(KINDS - {"requantise"}))
+LAYERS = (*FLOAT_LAYERS, "requantise", "wide_add", "wide_sub")
 Rng = np.random.Generator
 
 
@@ -127,6 +128,8 @@ def feed(graph: Graph, rng: Rng) -> dict[str, Array]:
         tensor = graph.tensors[name]
         if tensor.dtype == "int8":
             feeds[name] = rng.integers(-128, 128, tensor.shape).astype(np.int8)
+        elif tensor.dtype == "int16":
+            feeds[name] = rng.integers(-32768, 32768, tensor.shape).astype(np.int16)
         elif tensor.dtype == "int32":
             feeds[name] = rng.integers(0, min(rows), tensor.shape).astype(np.int32)
         else:
@@ -163,6 +166,9 @@ def raw_int_layer(kind: str, rng: Rng) -> Graph:
         if tensor.dtype == "float32" and (tensor.data is None or kind not in WEIGHT_AXIS):
             tensor.quant = shared if kind in SHARES_SCALE or kind == "embedding" else _quant(rng)
             tensor.dtype = "int8"
+            if tensor.name in graph.wide:
+                tensor.dtype = "int16"
+                tensor.quant = _wide_quant(rng)
             if tensor.data is not None:
                 tensor.data = rng.integers(-128, 128, tensor.shape).astype(np.int8)
     if kind in OUTPUT_QUANT:
@@ -215,6 +221,10 @@ def block_of_everything(rng: Rng) -> Graph:
 def _quant(rng: Rng) -> QuantParams:
     zero_point = int(rng.choice([-128, -1, 0, 127, int(rng.integers(-128, 128))]))
     return QuantParams(scale=float(np.float32(10 ** rng.uniform(-3, 1))), zero_point=zero_point)
+
+
+def _wide_quant(rng: Rng) -> QuantParams:
+    return QuantParams(scale=float(np.float32(10 ** rng.uniform(-5, -1))), zero_point=0)
 
 
 def feeds(graph: Graph, rng: Rng, n: int = 3) -> Iterator[dict[str, Array]]:
@@ -294,6 +304,19 @@ def _binary(kind: str, g: GraphBuilder, rng: Rng) -> str:
     return g.binary(kind, "y", x, g.input("b", other))
 
 
+def _wide_binary(kind: str, g: GraphBuilder, rng: Rng) -> str:
+    """In int16: both inputs and the output, of one shape."""
+    shape = _shape(rng)
+    g.graph.wide |= {"a", "b", "y"}
+    return g.binary(kind, "y", g.input("a", shape), g.input("b", shape))
+
+
+def _requantise(g: GraphBuilder, rng: Rng) -> str:
+    """From int8 to int16, or the other way."""
+    g.graph.wide.add(str(rng.choice(["x", "y"])))
+    return g.requantise("y", g.input("x", _shape(rng)))
+
+
 def _embedding(g: GraphBuilder, rng: Rng) -> str:
     n, rows, width = (int(i) for i in rng.integers(1, 12, 3))
     return g.embedding("y", g.input("ids", (n,), "int32"), _normal(rng, rows, width))
@@ -347,4 +370,7 @@ _ADD = {
     "slice": _slice,
     "pad": _pad,
     "reshape": _reshape,
+    "requantise": _requantise,
+    "wide_add": lambda g, rng: _wide_binary("add", g, rng),
+    "wide_sub": lambda g, rng: _wide_binary("sub", g, rng),
 }

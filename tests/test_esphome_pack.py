@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import deque
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 import numpy as np
@@ -35,7 +34,7 @@ from .training_cases import tiny_recipe, write_corpus
 
 
 @pytest.fixture(scope="module")
-def pack(micro: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+def pack(micro: str, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return write_esphome_pack(
         wake_word_model(),
         waveforms(),
@@ -54,12 +53,12 @@ def twice_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "requantize", multiply_by_quantized_multiplier)
 
 
-def test_devices_compute_these_integers(pack: Pack, micro: ModuleType, twice_rounded: None) -> None:
+def test_devices_compute_these_integers(pack: Pack, micro: str, twice_rounded: None) -> None:
     """TensorFlow Lite Micro, in the memory that the manifest states, and LiteRT's reference."""
     expected = collect(ExactWakeWord(pack.graph).step, STEPS)
     assert len(set(expected)) > 50
     data = pack.model_path.read_bytes()
-    hear, interpreter = tflite_micro(micro, data, pack.manifest.micro.tensor_arena_size)
+    hear, interpreter = tflite_micro(data, pack.manifest.micro.tensor_arena_size)
     np.testing.assert_array_equal(collect(hear, STEPS), expected)
     assert not np.array_equal(collect(hear, STEPS), expected)  # it has heard something before
     interpreter.reset()
@@ -185,7 +184,7 @@ def test_the_measured_memory_is_enough_and_a_tenth_less_is_not(pack: Pack) -> No
         assert not runs_in(9 * size // 10)
 
 
-def test_a_file_that_runs_nowhere_has_no_size(micro: ModuleType) -> None:
+def test_a_file_that_runs_nowhere_has_no_size(micro: str) -> None:
     with pytest.raises(ExportError, match="TensorFlow Lite Micro runs in 8388608 bytes, got one"):
         measured_arena(b"\0\0\0\0TFL3 and nothing")
 
@@ -268,7 +267,7 @@ def test_from_a_checkpoint_to_a_device(
     checkpoint: Path,
     corpus: Path,
     tmp_path: Path,
-    micro: ModuleType,
+    micro: str,
 ) -> None:
     monkeypatch.setattr("edge_imputer.cli.esphome.N_CALIBRATION", 8)
     options = ("--wake-word", "Hey Ab", "--cutoff", "0.7", "--sliding-window", "3")
@@ -293,7 +292,7 @@ def test_from_a_checkpoint_to_a_device(
     assert manifest.micro.probability_cutoff == 0.7
     assert (manifest.micro.feature_step_size, manifest.micro.sliding_window_size) == (10, 3)
     data = (tmp_path / "pack" / manifest.model).read_bytes()
-    hear, _ = tflite_micro(micro, data, manifest.micro.tensor_arena_size)
+    hear, _ = tflite_micro(data, manifest.micro.tensor_arena_size)
     steps = np.random.default_rng(0).integers(-128, 128, (20, 4, 40)).astype(np.int8)
     assert len(set(collect(hear, steps))) > 1
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import SpecError
+from ..errors import SpecError, require
+
+if TYPE_CHECKING:
+    from edge_imputer.export.quantize_report import GraphReport
+
+REPORT = "quantisation"
 
 
 class Target(str, Enum):
@@ -36,6 +43,24 @@ def export(
     ] = False,
     licence: Annotated[
         str | None, typer.Option(help="The model's licence, for a bundle's card.")
+    ] = None,
+    calibration: Annotated[
+        Literal["min-max", "percentile", "mse"] | None,
+        typer.Option(help="How int8 ranges are found; min-max if unset."),
+    ] = None,
+    precision: Annotated[
+        Literal["int8", "mixed"] | None,
+        typer.Option(
+            help="mixed: int16 in as few sums as --snr-db takes, none if int8 meets it; int8 if "
+            "unset."
+        ),
+    ] = None,
+    snr_db: Annotated[
+        float | None,
+        typer.Option(help="Signal to noise in dB that mixed wants at the outputs; 30 if unset."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for what quantisation cost, node by node.")
     ] = None,
     target: Annotated[
         Target, typer.Option(help="A bundle, or a wake word for ESPHome's devices.")
@@ -66,6 +91,8 @@ def export(
 
     `edge-imputer export build/train/last.ckpt --out build/bundle`
 
+    `edge-imputer export build/train/last.ckpt --precision mixed --report build/quantisation`
+
     `edge-imputer export build/wake/best.ckpt --target esphome --data corpora/lamp --author Ann`
     """
     esphome = {
@@ -84,9 +111,7 @@ def export(
                 f"got {licence!r}; state it where the files are published"
             )
         if fused or ort:
-            raise SpecError(
-                "expected neither --fused nor --ort, which are for bundles"
-            )
+            raise SpecError("expected neither --fused nor --ort, which are for bundles")
         from .esphome import export_esphome
         from .steps import load_corpus
 
@@ -100,6 +125,11 @@ def export(
         )
     from .steps import export_checkpoint, load_corpus
 
+    require("torch", extra="train")
+    from edge_imputer.export.sensitivity import Quantisation
+
+    options = {"calibration": calibration, "precision": precision, "snr_db": snr_db}
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     bundle = export_checkpoint(
         checkpoint,
         load_corpus(data),
@@ -107,5 +137,21 @@ def export(
         licence=licence or "unstated",
         fused=fused,
         ort=ort,
+        quantisation=Quantisation(**chosen) if chosen else None,
+        report=report,
     )
     print(bundle.path)
+
+
+def write_reports(reports: Sequence[GraphReport], folder: Path) -> None:
+    """Write what quantisation cost: figures, a page, and a picture where matplotlib is."""
+    from edge_imputer.export.quantize_report import table
+
+    from .plots import write_plot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"bench": REPORT, "graphs": [report.figures() for report in reports]}
+    text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
+    (folder / f"{REPORT}.json").write_text(text, encoding="utf-8")
+    (folder / f"{REPORT}.md").write_text(table(reports), encoding="utf-8")
+    write_plot(REPORT, figures, folder)

@@ -101,7 +101,26 @@ def _ticks(axes: Axes, across: list[str], down: list[str], title: str) -> None:
     axes.set_title(title)
 
 
+def quantisation(figures: Mapping[str, Any]) -> Figure:
+    """Signal to noise from node to node, one panel a graph; the int16 sums are marked."""
+    from matplotlib.figure import Figure
+
+    graphs = figures["graphs"]
+    figure = Figure(figsize=(13, 4.0 * len(graphs)), layout="constrained")
+    for graph, axes in zip(graphs, figure.subplots(len(graphs), squeeze=False)[:, 0], strict=True):
+        nodes = [(k, n) for k, n in enumerate(graph["nodes"]) if n["snr_db"] is not None]
+        axes.plot([k for k, _ in nodes], [n["snr_db"] for _, n in nodes], marker=".", lw=0.7)
+        wide = [(k, n["snr_db"]) for k, n in nodes if n["output"] in graph["choice"]["wide"]]
+        if wide:
+            axes.plot(*zip(*wide, strict=True), ls="", marker="o", mfc="none", label="int16")
+            axes.legend(frameon=False)
+        axes.set(xlabel="node", ylabel="signal to noise, dB", title=graph["graph"])
+        axes.grid(alpha=0.3)
+    return figure
+
+
 PLOTS: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "attention": attention,
+    "quantisation": quantisation,
     "verify": verification,
 }

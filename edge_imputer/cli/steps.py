@@ -24,6 +24,8 @@ from ..specs.presets import EncoderFile, read_encoder
 if TYPE_CHECKING:
     from edge_imputer.export.bundle import Emitter
     from edge_imputer.export.graph import Graph
+    from edge_imputer.export.quantize_report import GraphReport
+    from edge_imputer.export.sensitivity import Quantisation
     from edge_imputer.train.checkpoint import Checkpoint
     from edge_imputer.train.data import Clip, ClipRecord, Split
     from edge_imputer.train.layers.inspect import EncoderInfo
@@ -198,6 +200,8 @@ def export_checkpoint(
     emitters: Sequence[Emitter] = (),
     fused: bool = False,
     ort: bool = False,
+    quantisation: Quantisation | None = None,
+    report: Path | None = None,
 ) -> Bundle:
     """Quantise on a corpus' train split and write every artefact.
 
@@ -205,7 +209,8 @@ def export_checkpoint(
     `name` is the folder's if not given.
     `emitters` see the quantised graphs besides the C emitter.
     With `fused`, the folder ``fused`` holds the whole model as one graph; `ort` adds onnxruntime's
-    own files.
+    own files. `quantisation` is int8 between minima and maxima if not given; `report` is a folder
+    for what it cost, node by node. A model that was trained in its integers has its own ranges.
     """
     from edge_imputer.export.bundle import (
         REQUIRED_MODULES,
@@ -225,7 +230,18 @@ def export_checkpoint(
     from .. import __version__
 
     loaded = load_checkpoint(checkpoint)
+    if loaded.ranges is not None and (quantisation is not None or report is not None):
+        raise SpecError(
+            f"{checkpoint} was trained in its integers, whose ranges are its own: leave out "
+            "--calibration, --precision, --snr-db and --report"
+        )
     waveforms = calibration_audio(loaded, corpus)
+    quantised_by: dict[str, Any] = {"calibration": waveforms, "ranges": loaded.ranges}
+    if quantisation is not None:
+        quantised_by["quantisation"] = quantisation
+    reports: list[GraphReport] = []
+    if report is not None:
+        quantised_by["report"] = reports.append
     provenance = Provenance(
         data=loaded.origin.data,
         n_clips=loaded.origin.n_clips,
@@ -248,28 +264,32 @@ def export_checkpoint(
         def native(graph: Graph, folder: Path) -> dict[str, int]:
             return write_native_keywords(graph, hop_frames, folder)
 
-        return export_keyword_bundle(
+        bundle = export_keyword_bundle(
             out,
             model=loaded.task.model,
             provenance=provenance,
-            calibration=waveforms,
-            ranges=loaded.ranges,
             name=name,
             licence=licence,
             emitters=[native, with_training, *emitters, *fusing],
+            **quantised_by,
         )
-    return export_bundle(
-        out,
-        encoder=loaded.encoder,
-        head=loaded.head,
-        spec=speech_spec(loaded.spec),
-        provenance=provenance,
-        calibration=waveforms,
-        name=name,
-        ranges=loaded.ranges,
-        licence=licence,
-        emitters=[write_native, with_training, *emitters, *fusing],
-    )
+    else:
+        bundle = export_bundle(
+            out,
+            encoder=loaded.encoder,
+            head=loaded.head,
+            spec=speech_spec(loaded.spec),
+            provenance=provenance,
+            name=name,
+            licence=licence,
+            emitters=[write_native, with_training, *emitters, *fusing],
+            **quantised_by,
+        )
+    if report is not None:
+        from .export import write_reports
+
+        write_reports(reports, report)
+    return bundle
 
 
 def _fused_emitter(spec: AnyModelSpec) -> Emitter:

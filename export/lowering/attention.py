@@ -120,7 +120,8 @@ def visible_keys(low: Lowering, spec: AttentionSpec, window: Window) -> Visible:
 
 
 def masked(low: Lowering, name: str, scores: str, visible: Visible) -> str:
-    """Scores (H, T, M), the lowest where a key is not seen."""
+    """Scores (H, T, M), the lowest where a key is not seen: in integers so far below the others
+    that softmax makes it 0."""
     g = low.g
     if visible is None:
         return scores
@@ -129,9 +130,8 @@ def masked(low: Lowering, name: str, scores: str, visible: Visible) -> str:
         bound = g.binary("mul", f"{name}.bound", visible, far)
     else:
         bound = g.constant(f"{name}.bound", visible * np.float32(2 * BEYOND))
-    scores = g.binary("minimum", f"{name}.masked", scores, bound)
-    g.graph.saturating |= {bound, scores}
-    return scores
+    g.graph.saturating |= {bound, scores}  # what is masked decides, see `softmax_inputs`
+    return g.binary("minimum", f"{name}.masked", scores, bound)
 
 
 @lowers(SelfAttention)

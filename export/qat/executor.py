@@ -38,6 +38,12 @@ class QuantisedGraph:
     ) -> None:
         if not graph.quantised:
             raise ExportError(f"expected a quantised graph, got {graph.name}, which is float")
+        wide = [op.output for op in graph.ops if graph.tensors[op.output].dtype == "int16"]
+        if wide:
+            raise ExportError(
+                f"{graph.name}: expected activations that are all int8 to train with, got int16 in "
+                f"{', '.join(wide)}; quantise it with precision int8"
+            )
         self.graph = graph
         held = Constants(graph, constants, device or torch.device("cpu"))
         self._kernels = {op.output: prepare(graph, op, held) for op in graph.ops}

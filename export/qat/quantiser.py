@@ -10,8 +10,8 @@ from edge_imputer.train.tasks.speech import SpeechTask
 
 from ..build import build_graphs, build_keyword_graph
 from ..calibration import Method
-from ..ranges import Ranges
-from ..simulate import calibrate, calibrate_keywords
+from ..ranges import Ranges, ranges_of
+from ..simulate import calibrated, calibrated_keywords
 from .models import QuantisedEncoder, QuantisedHead, QuantisedKeywords, QuantisedSpeech
 
 
@@ -22,10 +22,10 @@ class ExportQuantiser:
         """As `Quantiser.ranges`."""
         if isinstance(task, KeywordTask):
             graph = build_keyword_graph(task.model)
-            return calibrate_keywords(graph, task.model.spec, waveforms, method)
+            return ranges_of(calibrated_keywords(graph, task.model.spec, waveforms, method))
         assert isinstance(task, SpeechTask)  # there are no others
         graphs = build_graphs(task.encoder, task.head, task.spec)
-        return calibrate(*graphs, task.spec, waveforms, method)
+        return ranges_of(*calibrated(*graphs, task.spec, waveforms, method))
 
     def quantised(self, task: Task, ranges: Ranges) -> Task:
         """As `Quantiser.quantised`."""

@@ -435,6 +435,56 @@ void edim_minimum(const int8_t *x, const int8_t *y, int32_t n, int8_t *output) {
     }
 }
 
+/* The i-th int16, low byte first. */
+static inline int32_t load16(const int8_t *x, int32_t i) {
+    return x[2 * i + 1] * 256 + (uint8_t)x[2 * i];
+}
+
+/* Saturates a value to int16 and stores it as the i-th one. */
+static inline void store16(int8_t *x, int32_t i, int32_t value) {
+    const int32_t whole = clamp(value, -32768, 32767);
+    x[2 * i] = (int8_t)((whole & 127) - (whole & 128));
+    x[2 * i + 1] = (int8_t)((whole - (whole & 255)) / 256);
+}
+
+/* x + sign * y of int16 */
+static inline void sum_elements16(const edim_sum *sum, int32_t sign, const int8_t *x,
+                                  const int8_t *y, int32_t n, int8_t *output) {
+    const edim_sum s = *sum;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t shifted_x = load16(x, i) * (INT32_C(1) << 15);
+        const int32_t shifted_y = load16(y, i) * (INT32_C(1) << 15);
+        const int32_t scaled_x = scale_twice(shifted_x, s.x.multiplier, s.x.shift);
+        const int32_t scaled_y = scale_twice(shifted_y, s.y.multiplier, s.y.shift);
+        const int32_t total = scaled_x + sign * scaled_y;
+        store16(output, i, scale_twice(total, s.output.multiplier, s.output.shift));
+    }
+}
+
+void edim_add16(const edim_sum *sum, const int8_t *x, const int8_t *y, int32_t n, int8_t *output) {
+    sum_elements16(sum, 1, x, y, n, output);
+}
+
+void edim_sub16(const edim_sum *sum, const int8_t *x, const int8_t *y, int32_t n, int8_t *output) {
+    sum_elements16(sum, -1, x, y, n, output);
+}
+
+void edim_widen(const edim_rescale *rescale, const int8_t *x, int32_t n, int8_t *output) {
+    const edim_rescale r = *rescale;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t value = x[i] - r.input_zero_point;
+        store16(output, i, scale_once(value, r.output.multiplier, r.output.shift));
+    }
+}
+
+void edim_narrow(const edim_rescale *rescale, const int8_t *x, int32_t n, int8_t *output) {
+    const edim_rescale r = *rescale;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t scaled = scale_once(load16(x, i), r.output.multiplier, r.output.shift);
+        output[i] = saturate(scaled, r.output_zero_point, -128);
+    }
+}
+
 /* An elementwise kernel, whatever its constants are. */
 typedef void binary_kernel(const void *constants, const int8_t *x, const int8_t *y, int32_t n,
                            int8_t *output);

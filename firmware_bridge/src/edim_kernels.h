@@ -1,11 +1,12 @@
-/* Int8 kernels of the Edge Imputer: one function for every operation of the quantised graph.
+/* Kernels of the Edge Imputer: one function for every operation of the quantised graph.
  *
  * C99 without malloc, libm, I/O, recursion or global state. Every kernel computes the same bytes
  * as the integer reference in Python (edge_imputer.export.reference), whatever the compiler and
  * the instruction set.
  *
- * Tensors are int8 in NHWC order (time, frequency, channel), batch size 1:
- * real = scale * (q - zero_point). Counts and sizes are in elements, which are bytes.
+ * Tensors are int8, but for a few sums of int16, in NHWC order (time, frequency, channel), batch
+ * size 1: real = scale * (q - zero_point). Counts and sizes are in elements, which are bytes but
+ * for int16.
  */
 #ifndef EDIM_KERNELS_H
 #define EDIM_KERNELS_H
@@ -76,6 +77,12 @@ typedef struct edim_sum {
     int32_t x_zero_point, y_zero_point, output_zero_point;
 } edim_sum;
 
+/* From int8 to int16 or back; zero points of int16 are 0. */
+typedef struct edim_rescale {
+    edim_factor output;
+    int32_t input_zero_point, output_zero_point;
+} edim_rescale;
+
 /* Requantisation of an elementwise product. */
 typedef struct edim_product {
     edim_factor output;
@@ -142,6 +149,15 @@ void edim_mul(const edim_product *product, const int8_t *x, const int8_t *y, int
               int8_t *output);
 void edim_minimum(const int8_t *x, const int8_t *y, int32_t n, int8_t *output);
 void edim_relu(int32_t zero_point, const int8_t *x, int32_t n, int8_t *output);
+
+/* The same of int16 with zero points of 0, for which inputs are shifted left by 15 bits. An int16 is
+ * two bytes at any address, low byte first. */
+void edim_add16(const edim_sum *sum, const int8_t *x, const int8_t *y, int32_t n, int8_t *output);
+void edim_sub16(const edim_sum *sum, const int8_t *x, const int8_t *y, int32_t n, int8_t *output);
+
+/* n elements from int8 to int16, and from int16 to int8. The output does not overlap the input. */
+void edim_widen(const edim_rescale *rescale, const int8_t *x, int32_t n, int8_t *output);
+void edim_narrow(const edim_rescale *rescale, const int8_t *x, int32_t n, int8_t *output);
 
 /* The same of inputs that are repeated along some dimensions. The output overlaps neither. */
 void edim_add_broadcast(const edim_sum *sum, const edim_broadcast *shape, const int8_t *x,
