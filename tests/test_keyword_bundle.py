@@ -39,6 +39,7 @@ from edge_imputer.train.evaluation.systems import open_keyword_model
 from edge_imputer.train.keyword_model import KeywordModel, TorchKeywordSystem
 from edge_imputer.train.trainer.initial import read_initial
 
+from .c_tools import compile_c, run
 from .fakes import noise, write_bundle
 from .improving_cases import (
     CONFUSING,
@@ -241,6 +242,32 @@ def test_backends_hold_no_state_and_check_what_they_get(
             backend.keywords_step(x[0][:, 1:], before)
     with pytest.raises(BackendError, match="expected state of shape"):
         backend.keywords_step(x[0], (np.zeros(7, np.int8),))
+
+
+@pytest.mark.parametrize("name", ["tcn", "crnn-windowed"])
+def test_c_code_is_strict_c99_and_a_window_needs_no_state(
+    name: str, made: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    native = made(name).path / "native"
+    program = tmp_path / "main.c"
+    program.write_text(
+        '#include "edge_imputer.h"\n'
+        "int main(void) {\n"
+        "    static int8_t features[EDIM_FEATURES], logits[EDIM_LOGITS], arena[EDIM_ARENA_BYTES];\n"
+        "#if EDIM_STATE_BYTES > 0\n"
+        "    static int8_t state[EDIM_STATE_BYTES];\n"
+        "#else\n"
+        "    int8_t *const state = 0;\n"
+        "#endif\n"
+        "    edim_keywords_reset(state);\n"
+        "    edim_keywords_step(features, state, logits, arena);\n"
+        "    return edim_keywords()->state_bytes != EDIM_STATE_BYTES;\n"
+        "}\n"
+    )
+    windowed = "EDIM_STATE_BYTES 0\n" in (native / "edim_model.h").read_text()
+    assert windowed == (name == "crnn-windowed")
+    sources = [program, *sorted(native.glob("*.c"))]
+    run(compile_c(sources, tmp_path / "main", ["-O1", "-fsanitize=address,undefined"]))
 
 
 def test_c_code_of_another_model_is_refused(copy: Path) -> None:
