@@ -32,7 +32,8 @@ class GraphReport:
         softmax in integers from that in float; means something of logits.
     choice : Choice
     nodes : list of NodeFidelity
-        In the order of execution.
+        In the order of execution, without those that are meant to be cut to the range of others,
+        such as masks.
     """
 
     graph: str
@@ -54,6 +55,7 @@ def graph_report(calibration: Calibration, integers: Graph, choice: Choice) -> G
     floats, samples = calibration.graph, calibration.samples
     nodes = node_fidelity(floats, integers, samples)
     output = floats.outputs[0]
+    cut = floats.saturating | {op.output for op in floats.ops if op.kind == "minimum"}
     return GraphReport(
         graph=floats.name,
         calibration=calibration.method,
@@ -61,7 +63,7 @@ def graph_report(calibration: Calibration, integers: Graph, choice: Choice) -> G
         snr_db=next(node.snr_db for node in nodes if node.output == output),
         kl=_divergence(floats, integers, samples, output),
         choice=choice,
-        nodes=nodes,
+        nodes=[node for node in nodes if node.output not in cut],
     )
 
 

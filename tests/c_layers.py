@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from edge_imputer.export.graph import Array, Graph
+from edge_imputer.export.memory import tensor_bytes
 from edge_imputer.firmware_bridge.placement import Place, Placement, place
 from edge_imputer.firmware_bridge.step import Step
 
@@ -34,6 +34,9 @@ static void *block(size_t n) {
     return memory;
 }
 """
+
+
+_C_TYPES = {"int8": "int8_t", "int16": "int8_t", "int32": "int32_t"}
 
 
 def separate(graph: Graph) -> Placement:
@@ -70,9 +73,9 @@ def run_graphs(
         for _ in feeds:
             outputs = {}
             for name in graph.outputs:
-                shape = graph.tensors[name].shape
-                outputs[name] = written[at : at + prod(shape)].reshape(shape)
-                at += prod(shape)
+                tensor, n = graph.tensors[name], tensor_bytes(graph, name)
+                outputs[name] = written[at : at + n].view(tensor.dtype).reshape(tensor.shape)
+                at += n
             results[-1].append(outputs)
     assert at == written.size
     return results
@@ -90,10 +93,10 @@ def _functions(graph: Graph) -> list[str]:
     """The tables of a graph, its function, and one that calls it as often as it is told."""
     states, plan = dict(graph.state_pairs), separate(graph)
     buffers = {  # C name: type, bytes
-        f"in{k}": (f"{graph.tensors[name].dtype}_t", _bytes(graph, name))
+        f"in{k}": (_C_TYPES[graph.tensors[name].dtype], tensor_bytes(graph, name))
         for k, name in enumerate(graph.inputs)
     }
-    outputs = {at.base: _bytes(graph, name) for name, at in _outputs(graph).items()}
+    outputs = {at.base: tensor_bytes(graph, name) for name, at in _outputs(graph).items()}
     buffers |= {base: ("int8_t", n) for base, n in outputs.items() if base not in buffers}
     buffers["arena"] = ("int8_t", plan.arena_bytes)
     read = {f"in{k}" for k, name in enumerate(graph.inputs)}
@@ -117,8 +120,3 @@ def _functions(graph: Graph) -> list[str]:
     ]
     lines += [*(f"        free({base});" for base in buffers), "    }", "}", ""]
     return [*step.tables, step.function(), "\n".join(lines)]
-
-
-def _bytes(graph: Graph, name: str) -> int:
-    tensor = graph.tensors[name]
-    return prod(tensor.shape) * np.dtype(tensor.dtype).itemsize

@@ -199,7 +199,11 @@ def block_of_everything(rng: Rng) -> Graph:
     bound = g.constant("bound", np.triu(np.full((1, frames, frames), 9.0, np.float32)) - 4.5)
     weights = g.unary("softmax", "weights", g.binary("minimum", "masked", scores, bound))
     seen = g.transpose("frames", g.batch_matmul("seen", weights, parts[2]), (1, 0, 2))
-    x = g.binary("add", "residual", x, g.reshape("joined", seen, (frames, width)))
+    joined = g.reshape("joined", seen, (frames, width))
+    wide = [g.requantise(f"{name}.wide", name) for name in (x, joined)]
+    wide.append(g.binary("add", "residual", *wide))
+    g.graph.wide |= set(wide)
+    x = g.requantise("narrow", wide[-1])
     x = g.unary("l2_norm", "direction", g.binary("sub", "centred", x, g.mean("mean", x)))
     x = g.binary("mul", "scaled", x, g.constant("gain", _normal(rng, 1, width)))
     rows = g.concat("rows", (state, g.reshape("image", x, (1, frames, 1, width))), 1)
