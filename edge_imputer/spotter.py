@@ -66,6 +66,8 @@ class KeywordSpotter:
     Attributes
     ----------
     spec : ModelSpec or KeywordModelSpec
+    refractory_s : float
+        Least time between the ends of two events of one keyword.
 
     Raises
     ------
@@ -94,6 +96,7 @@ class KeywordSpotter:
         if refractory_s is None:
             measured = point is not None and self._thresholds.items() <= point.thresholds.items()
             refractory_s = point.refractory_s if point and measured else REFRACTORY_S
+        self.refractory_s = refractory_s
         self._listener: Listener
         if isinstance(self.spec, ModelSpec):
             loaded = speech_backend(described, backend)

@@ -63,7 +63,7 @@ OPERATORS = {
     "pad": Builtin("PAD", (2, "1.14.0"), (1, "1.5.0")),
     "reshape": Builtin("RESHAPE", (1, "1.5.0"), (1, "1.5.0")),
     "transpose": Builtin("TRANSPOSE", (2, "1.14.0"), (1, "1.6.0")),
-    "requantise": Builtin("QUANTIZE", (2, "1.15.0"), None, (2, "1.15.0")),
+    "requantise": Builtin("QUANTIZE", (2, "2.15.0"), None, (2, "2.15.0")),  # 2.14 refuses int16
 }
 REVERSED = frozenset({"embedding", SPLIT})  # TFLite takes the table, or the axis, first
 SCHEMA_VERSION = 3

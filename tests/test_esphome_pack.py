@@ -269,7 +269,7 @@ def test_from_a_checkpoint_to_a_device(
     tmp_path: Path,
     micro: str,
 ) -> None:
-    monkeypatch.setattr("edge_imputer.cli.esphome.N_CALIBRATION", 8)
+    monkeypatch.setattr("edge_imputer.cli.steps.N_CALIBRATION", 8)
     options = ("--wake-word", "Hey Ab", "--cutoff", "0.7", "--sliding-window", "3")
     options += ("--author", "Ann", "--languages", "en, nl", "--website", "https://example.com")
     made = run(

@@ -19,16 +19,19 @@ from edge_imputer.bundle import Bundle
 from edge_imputer.cli import steps
 from edge_imputer.cli.main import main
 from edge_imputer.errors import ExportError, SpecError
+from edge_imputer.export.build import build_graphs
 from edge_imputer.export.fused.compose import fuse
 from edge_imputer.export.fused.files import METADATA_KEY, FusedRecord, fuse_bundle, write_fused
 from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.reference import zero_feeds
+from edge_imputer.export.sensitivity import Quantisation
+from edge_imputer.export.simulate import calibrate_and_quantise
 from edge_imputer.imputation import schedule as even
 from edge_imputer.specs import ModelSpec
 from edge_imputer.train.trainer import read_corpus, train
 
 from .fused_cases import decode_fused, decode_pipeline, load, pcm16, talkative
-from .graphs import OTHER_MODELS, model_spec, small_model, waveforms
+from .graphs import OTHER_MODELS, model_spec, modules, small_model, waveforms
 from .training_cases import tiny_recipe, write_corpus
 
 DIGITS = Path(__file__).parents[1] / "train" / "digits" / "audio"
@@ -169,6 +172,15 @@ def changed(graph: Graph, name: str, **changes: Any) -> Graph:
     """The graph with another tensor in that place."""
     tensors = graph.tensors | {name: replace(graph.tensors[name], **changes)}
     return replace(graph, tensors=tensors)
+
+
+def test_int16_is_not_fused() -> None:
+    spec = OTHER_MODELS["conformer"]
+    floats = build_graphs(*modules(spec), spec)
+    mixed = Quantisation(precision="mixed", snr_db=60)
+    graphs = calibrate_and_quantise(*floats, spec, waveforms(), mixed)
+    with pytest.raises(ExportError, match="encoder: expected int8 alone in a fused form"):
+        fuse(*graphs, spec)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -28,7 +28,12 @@ from edge_imputer.export.bundle import export_keyword_bundle, update_operating_p
 from edge_imputer.export.card import model_card
 from edge_imputer.export.graph import Graph
 from edge_imputer.export.parity import same_arrays
-from edge_imputer.export.simulate import calibrate_keywords, graph_record, keyword_reference
+from edge_imputer.export.simulate import (
+    calibrated_keywords,
+    graph_record,
+    keyword_reference,
+    quantise_all,
+)
 from edge_imputer.firmware_bridge.keywords import write_native_keywords
 from edge_imputer.keyword_stream import KeywordStream
 from edge_imputer.recognizer import Recognizer
@@ -135,6 +140,13 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 # ------------------------------------------------------------------------------ the files
 
 
+def integers(network: KeywordModel) -> Graph:
+    """A model's graph as it is exported."""
+    graph = build_keyword_graph(network)
+    (quantised,) = quantise_all([calibrated_keywords(graph, network.spec, calibration())])
+    return quantised
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_bundle_holds_one_graph_in_every_form(
     name: str, made: Callable[[str], Bundle], tmp_path: Path
@@ -142,7 +154,9 @@ def test_a_bundle_holds_one_graph_in_every_form(
     bundle, network = made(name), model(name, FEATURES[name])
     assert set(bundle.manifest.files) == FILES
     assert bundle.spec == network.spec
-    graph = calibrate_keywords(build_keyword_graph(network), network.spec, calibration())
+    (graph,) = quantise_all(
+        [calibrated_keywords(build_keyword_graph(network), network.spec, calibration())]
+    )
     (record,) = bundle.manifest.graphs
     assert record == graph_record(graph, record.arena_bytes)
     assert (record.n_states == 0) == network.spec.windowed
@@ -176,7 +190,9 @@ def test_every_runtime_scores_as_it_should(name: str, made: Callable[[str], Bund
     """Float as torch; C as the exact integers, to the last bit; the others beside these."""
     bundle, network = made(name), model(name, FEATURES[name])
     spec = network.spec
-    graph = calibrate_keywords(build_keyword_graph(network), spec, calibration())
+    (graph,) = quantise_all(
+        [calibrated_keywords(build_keyword_graph(network), spec, calibration())]
+    )
     waveform = noise(17_000, seed=9)
     found = {
         backend: KeywordStream(spec, load_keyword_backend(bundle, backend)).score(waveform)
@@ -338,10 +354,12 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         export(tmp_path / "out", KeywordModel(spec).eval())
     network = model("tcn", MICRO)
     with pytest.raises(ExportError, match="calibration audio"):
-        calibrate_keywords(build_keyword_graph(network), network.spec, [])
+        quantise_all([calibrated_keywords(build_keyword_graph(network), network.spec, [])])
     with pytest.raises(ExportError, match="expected a quantised graph"):
         write_native_keywords(build_keyword_graph(network), 3, tmp_path)
-    graph = calibrate_keywords(build_keyword_graph(network), network.spec, calibration())
+    (graph,) = quantise_all(
+        [calibrated_keywords(build_keyword_graph(network), network.spec, calibration())]
+    )
     graph.outputs = graph.outputs[:1]
     with pytest.raises(ExportError, match="besides the states"):
         write_native_keywords(graph, 3, tmp_path)

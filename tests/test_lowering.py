@@ -245,7 +245,7 @@ def test_runtimes_compute_the_integers(name: str, runtime: str, tmp_path: Path) 
     attends, twice = "conformer" in name, runtime == "litert-reference"
     deep = attends or name == "crnn-windowed"
     assert steps.max() <= (12 if attends else 4)
-    assert (steps > 1).mean() < (0.15 if deep and twice else 0.05 if twice else 0.02)
+    assert (steps > 1).mean() < (0.2 if deep and twice else 0.05 if twice else 0.02)
 
 
 @pytest.mark.parametrize("name", SMALL)

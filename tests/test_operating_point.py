@@ -224,16 +224,16 @@ def test_the_spotter_goes_by_it(tmp_path: Path) -> None:
     backend = FakeBackend(small_spec())
     own = KeywordSpotter(tmp_path, backend=backend)
     assert own.thresholds == {"ab": 0.75, "c": 0.25}
-    assert own._refractory_frames == round(1.0 / own.spec.frame_s)
+    assert own.refractory_s == 1.0
     some = KeywordSpotter(tmp_path, ["c"], backend=backend)
     assert some.thresholds == {"c": 0.25}
-    assert some._refractory_frames == own._refractory_frames
+    assert some.refractory_s == own.refractory_s
     other = KeywordSpotter(tmp_path, ["c", "ba"], backend=backend)  # "ba" was never measured
     assert other.thresholds == {"c": 0.25, "ba": 0.5}
-    assert other._refractory_frames == round(REFRACTORY_S / own.spec.frame_s)
+    assert other.refractory_s == REFRACTORY_S
     given = KeywordSpotter(tmp_path, {"c": 0.9}, backend=backend, refractory_s=0.5)
     assert given.thresholds == {"c": 0.9}
-    assert given._refractory_frames == round(0.5 / own.spec.frame_s)
+    assert given.refractory_s == 0.5
 
 
 def test_without_an_operating_point_keywords_must_be_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from edge_imputer.errors import BackendError, ExportError, MissingExtraError
-from edge_imputer.export.graph import Array, Graph
+from edge_imputer.export.graph import KINDS, Array, Graph
 from edge_imputer.export.op_params import op_params, quant_of
 from edge_imputer.export.parity import tolerance
 from edge_imputer.export.reference import run_float, run_int
@@ -25,7 +25,7 @@ from edge_imputer.export.tflite_runtime import PYTHON_VARIABLE, find_python
 from edge_imputer.quantization import QuantParams
 
 from .conftest import ROOT
-from .graphs import LAYERS, feeds, float_layer, int_layer, raw_int_layer, small_model
+from .graphs import FLOAT_LAYERS, LAYERS, feeds, float_layer, int_layer, raw_int_layer, small_model
 from .test_file_formats import packed
 from .test_lowering import SMALL
 from .test_lowering import quantised as small_encoder
@@ -44,7 +44,7 @@ def check_layer(runtime: str, layer: Graph, calls: list[dict[str, Array]], folde
         (result,) = model.run([values[name] for name in layer.inputs])
         expected = values[layer.outputs[0]]
         assert result.shape == expected.shape
-        assert result.dtype == np.int8
+        assert result.dtype == expected.dtype
         most = tolerance(runtime, layer.ops[0].kind)
         assert np.abs(result.astype(int) - expected).max() <= most, layer.ops[0]
 
@@ -75,7 +75,12 @@ def test_any_layer_is_within_its_tolerance(
         if kind in ("sigmoid", "tanh") and quant_of(graph, graph.inputs[0]).scale >= 2:
             continue  # see below
         calls = [run_int(graph, f) | f for f in feeds(graph, rng, 3)]
-        check_layer(runtime, graph, calls, tmp_path)
+        widens = kind == "requantise" and graph.tensors[graph.outputs[0]].dtype == "int16"
+        if runtime == "tflite-runtime" and widens:  # newer than it
+            with pytest.raises(BackendError, match="could not load"):
+                check_layer(runtime, graph, calls, tmp_path)
+        else:
+            check_layer(runtime, graph, calls, tmp_path)
         n_run += 1
     assert n_run >= 8
 
@@ -120,7 +125,7 @@ def test_fully_connected_of_one_scale_a_channel_is_within_its_tolerance(
     check_layer(old_tflite, graph, calls, tmp_path)
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", FLOAT_LAYERS)
 def test_float_layers(runtime: str, kind: str, tmp_path: Path) -> None:
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -159,7 +164,7 @@ def test_tflite_micro_needs_steps_below_two_before_a_sigmoid(
 def test_what_moves_bytes_must_be_exact_and_nothing_may_be_two_steps_off() -> None:
     for runtime in ALL_RUNTIMES:
         assert tolerance(runtime, "concat") == tolerance(runtime, "max_pool") == 0
-        assert {tolerance(runtime, kind) for kind in LAYERS} == {0, 1}
+        assert {tolerance(runtime, kind) for kind in KINDS} == {0, 1}
     assert tolerance("litert-reference", "add") < tolerance("litert", "add")
 
 
@@ -306,5 +311,5 @@ def test_the_documented_tolerances_are_those_that_are_asserted() -> None:
         for runtime in ALL_RUNTIMES
     }
     assert stated == {
-        (runtime, kind): tolerance(runtime, kind) for runtime in ALL_RUNTIMES for kind in LAYERS
+        (runtime, kind): tolerance(runtime, kind) for runtime in ALL_RUNTIMES for kind in KINDS
     }

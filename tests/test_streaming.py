@@ -502,7 +502,7 @@ def test_events_are_frozen_and_become_plain_values() -> None:
     word = Word("ab", 0.1, 0.2, 0.9)
     final = Final("ab", 0.1, 0.2, 0.9, (word,))
     plain = {"text": "ab", "start_s": 0.1, "end_s": 0.2, "confidence": 0.9}
-    assert final.to_dict() == {"event": "final", **plain, "words": (plain,)}
+    assert final.to_dict() == {"event": "final", **plain, "words": (plain,), "meaning": None}
     assert Partial("ab", 0.1, 0.2, 0.9).to_dict() == {"event": "partial", **plain}
     assert Keyword("ab", 0.1, 0.2, 0.9).to_dict() == {"event": "keyword", **plain}
     with pytest.raises(AttributeError):

@@ -42,7 +42,18 @@ class FusedBuilder(GraphBuilder):
         feeds : mapping from its inputs to tensors here
         call : str
             What the activations of this call are named after.
+
+        Raises
+        ------
+        ExportError
+            If some of its activations are int16, for which the float part has no operators.
         """
+        wide = [op.output for op in graph.ops if graph.tensors[op.output].dtype == "int16"]
+        if wide:
+            raise ExportError(
+                f"{graph.name}: expected int8 alone in a fused form, got int16 in {len(wide)} "
+                "activations; export with --precision int8, or without --fused"
+            )
         names = dict(feeds)
         for key, tensor in graph.tensors.items():
             if tensor.data is not None:
