@@ -44,7 +44,11 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Partial:
-    """The text so far. What it says is committed; the utterance goes on."""
+    """The text so far; the utterance goes on.
+
+    What it says is committed; but with a language (a lexicon, a grammar, an n-gram) it is the best
+    so far, and may change.
+    """
 
     text: str
     start_s: float

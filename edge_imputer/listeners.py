@@ -99,12 +99,14 @@ class ClassListener:
     def flush(self) -> list[Keyword]:
         """End the stream."""
         peaks = self._picker.push(self._chosen(self._stream.finish()))
+        self._clipping = ClippingDetector()
         return self._events([*peaks, *self._picker.finish()])
 
     def reset(self) -> None:
         """Forget it."""
         self._stream.reset()
         self._picker.reset()
+        self._clipping = ClippingDetector()
 
     def whole(self, waveform: Float32) -> list[Keyword]:
         """Listen to a whole recording, and leave the stream as it is."""

@@ -120,7 +120,8 @@ class Recognizer:
     Flush between utterances: until then the text, and the work a partial costs, grow.
 
     Confidence, of a word or a text, is the geometric mean of the probabilities of its committed
-    frames that are not blank; of an empty text, that of its blank frames.
+    frames that are not blank; of an empty text, that of its blank frames. With a language it is how
+    near its text is to what was heard without one, see `edge_imputer.decoding.SearchedText`.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy.typing as npt
@@ -96,6 +97,8 @@ class KeywordSpotter:
         if refractory_s is None:
             measured = point is not None and self._thresholds.items() <= point.thresholds.items()
             refractory_s = point.refractory_s if point and measured else REFRACTORY_S
+        if not 0 <= refractory_s < inf:
+            raise SpecError(f"expected refractory_s of 0 or more seconds, got {refractory_s}")
         self.refractory_s = refractory_s
         self._listener: Listener
         if isinstance(self.spec, ModelSpec):
@@ -239,19 +242,20 @@ def _thresholds(
     """Keyword -> threshold; repeated keywords are refused here, since a dict would hide them."""
     if keywords is None:
         keywords = own_keywords(model)
+    check_keywords(tuple(keywords) if isinstance(keywords, Mapping) else keywords)
     if isinstance(model.spec, KeywordModelSpec):
         _check_known(keywords, model.spec)
     if isinstance(keywords, Mapping):
         return {keyword: float(threshold) for keyword, threshold in keywords.items()}
-    check_keywords(keywords)
     own = {} if point is None else point.thresholds
     default = model.manifest.keyword_threshold if isinstance(model, Bundle) else None
     thresholds = {keyword: own.get(keyword, default) for keyword in keywords}
     stated = {keyword: value for keyword, value in thresholds.items() if value is not None}
     if len(stated) < len(thresholds):
         raise SpecError(
-            "expected a threshold for every keyword, since the model states none; pass a mapping, "
-            f"for example keywords={dict.fromkeys(keywords, 0.5)}"
+            "expected a threshold for every keyword, since the model states none; pass a mapping "
+            f"such as keywords={dict.fromkeys(keywords[:1], 0.5)}, --threshold 0.5 on the command "
+            "line, or choose one with: edge-imputer evaluate --write"
         )
     return stated
 

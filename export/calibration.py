@@ -128,11 +128,8 @@ class Calibration:
         self.samples: list[dict[str, Array]] = []
         self._softmax_inputs = softmax_inputs(graph)
         self._interpreter = Interpreter(graph)
-        self._seen = {
-            name: Histogram()
-            for name, t in graph.tensors.items()
-            if t.data is None and t.dtype == "float32"
-        }
+        known = activations(graph)
+        self._seen = {name: Histogram() for name in graph.tensors if name in known}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the float graph on one set of inputs and note every activation's values."""
@@ -192,6 +189,11 @@ class Calibration:
         if self.method == "mse":
             return histogram.least_error()
         return histogram.low, histogram.high
+
+
+def activations(graph: Graph) -> set[str]:
+    """What a float graph computes with, but constants and token ids."""
+    return {n for n, t in graph.tensors.items() if t.data is None and t.dtype == "float32"}
 
 
 def softmax_inputs(graph: Graph) -> set[str]:

@@ -63,6 +63,8 @@ def _speech(bundle: Bundle, backend: Backend) -> Callable[[Waveform], Decoded]:
 
     def decode(waveform: Waveform) -> Decoded:
         chunks = decoder.decode(waveform)
+        if not chunks:
+            return Decoded("", np.zeros((0, 0), np.float32))
         alignment = np.concatenate([chunk.alignment for chunk in chunks])
         text = tokenizer.decode(tokenizer.collapse(alignment.tolist()))
         return Decoded(text, np.concatenate([chunk.log_probs for chunk in chunks]))
@@ -87,6 +89,8 @@ def _keywords(bundle: Bundle, backend: KeywordBackend) -> Callable[[Waveform], D
 
     def decode(waveform: Waveform) -> Decoded:
         scores = stream.score(waveform)
+        if not len(scores):  # shorter than a step
+            return Decoded("", scores)
         over = scores.max(0) - least
         text = spec.keywords[int(over.argmax())] if over.max() >= 0 else ""
         return Decoded(text, scores)

@@ -11,6 +11,7 @@ from edge_imputer.errors import ExportError
 from edge_imputer.quantization import dequantize, quantize
 
 from .graph import Array, Graph
+from .op_params import quant_of
 from .reference import Interpreter, zero_feeds
 
 
@@ -91,9 +92,8 @@ def node_fidelity(
             error = both[1].real(steps, name) - real[name]
             signal[name] += float(np.square(real[name], dtype=np.float64).sum())
             noise[name] += float(np.square(error, dtype=np.float64).sum())
-            limits = np.iinfo(steps[name].dtype)
-            ends = (steps[name] == limits.min) | (steps[name] == limits.max)
-            clipped[name] += float(np.mean(ends))
+            low, high = reach(integers, name)
+            clipped[name] += float(np.mean((real[name] < low) | (real[name] > high)))
         n_calls += 1
     if not n_calls:
         raise ExportError(f"{floats.name}: expected at least one chunk, got none")
@@ -106,3 +106,10 @@ def node_fidelity(
 def decibels(signal: float, noise: float) -> float:
     """Ratio of two powers; infinite without noise."""
     return float(10 * np.log10(signal / noise)) if noise and signal else float("inf")
+
+
+def reach(integers: Graph, name: str) -> tuple[float, float]:
+    """What rounds to an integer of a tensor's; what lies beyond is clipped."""
+    quant, limits = quant_of(integers, name), np.iinfo(integers.tensors[name].dtype)
+    low, high = (quant.scale * (limit - quant.zero_point) for limit in (limits.min, limits.max))
+    return low - quant.scale / 2, high + quant.scale / 2

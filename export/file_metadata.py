@@ -1,9 +1,9 @@
 """What a bundle's model files say of themselves: JSON texts under three keys.
 
-``licence`` is in every file. ``labels`` (names of the outputs, in order) and ``features`` (the
-specification of the front end) are in those of the graph that gives a model's answer, the head or
-the keyword model: who has the files alone knows what goes in and what comes out, and it is said
-once.
+``licence`` is in every file of ``onnx/`` and ``tflite/``. ``labels`` (names of the outputs, in
+order) and ``features`` (the specification of the front end) are in those of the graph that gives a
+model's answer, the head or the keyword model: who has the files alone knows what goes in and what
+comes out, and it is said once.
 """
 
 from __future__ import annotations

@@ -42,13 +42,24 @@ class MicroModel:
             raise BackendError(f"TFLite Micro could not load {path}: {error}") from error
         schema = require("ai_edge_litert.schema_py_generated", extra="export")
         subgraph = schema.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
+        self._n_inputs: int = subgraph.InputsLength()
         self._n_outputs: int = subgraph.OutputsLength()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Call the model; fresh arrays, the inputs are not modified.
 
         Every input is set every time: their memory is used for other tensors in a call.
+
+        Raises
+        ------
+        BackendError
+            On a wrong number, shape or type of inputs, or if the interpreter fails.
         """
+        if len(inputs) != self._n_inputs:
+            raise BackendError(
+                f"TFLite Micro could not run {self.path}: expected {self._n_inputs} inputs, got "
+                f"{len(inputs)}"
+            )
         try:
             for index, array in enumerate(inputs):
                 self._interpreter.set_input(array, index)

@@ -22,6 +22,7 @@ SUMS = frozenset({"add", "sub"})
 def candidates(graph: Graph) -> list[str]:
     """Outputs that may be int16: sums of two activations of one shape, inside the graph."""
     ends = {*graph.inputs, *graph.outputs, *graph.structural_quant, *graph.saturating}
+    ends.update(name for group in graph.alike for name in group)  # they have one scale together
     return [op.output for op in graph.ops if _is_sum(graph, op) and op.output not in ends]
 
 

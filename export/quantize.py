@@ -28,7 +28,7 @@ OUTPUT_QUANT = {  # fixed by TFLite; both ranges have no error at zero
     "l2_norm": QuantParams(scale=1 / 128, zero_point=0),
 }
 EVERYTHING: Range = (-np.inf, np.inf)
-PASSED_ON = frozenset({"slice", "reshape", "transpose", "concat"})
+PASSED_ON = frozenset({"slice", "reshape", "transpose", "concat", "requantise"})
 """Operations whose output holds their operands' values, and nothing else."""
 SATURATION = {"sigmoid": 6.5, "tanh": 3.25}  # beyond it the int8 output is its last step anyway
 WIDE_HEADROOM = 4.0  # of int16: two of its bits, so that nothing that is met later saturates

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from edge_imputer.errors import ExportError
 
-from .calibration import Calibration, Range
+from .calibration import Calibration, Range, activations
 from .graph import Graph
 from .quantize import quantise
 
@@ -47,6 +47,12 @@ def quantise_by(graphs: Sequence[Graph], ranges: Ranges) -> tuple[Graph, ...]:
             raise ExportError(
                 f"expected calibrated ranges of {graph.name}, got those of "
                 f"{', '.join(sorted(ranges)) or 'nothing'}: they belong to another kind of model"
+            )
+        missing = activations(graph) - set(ranges[graph.name])
+        if missing:
+            raise ExportError(
+                f"{graph.name}: expected ranges of {min(missing)} and others, got none: they "
+                "are of another version's graph; tune the model again with --init-from"
             )
         fixed = {}
         if done:

@@ -154,7 +154,8 @@ class _Server:
         said = [line for line in lines if line.strip() and not line.startswith("INFO:")]
         last = said[-1] if said else "it said nothing"
         remedy = f"; {REMEDY}" if "No module named" in last else ""
-        _server.cache_clear()  # the next model gets a new one
+        if _server(self._python) is self:
+            _server.cache_clear()  # the next model gets a new one
         return BackendError(
             f"{self._python}: tflite-runtime ended with status {status}: {last}{remedy}"
         )

@@ -248,6 +248,7 @@ def test_arpa_files_come_back(tmp_path) -> None:
     [
         ("nothing", "expected n-grams"),
         ("\\1-grams:\nx a\n", "line 2: expected numbers"),
+        ("\\foo-grams:\n-1 a\n", "line 1: expected a section"),
         ("\\1-grams:\n-1 a b c\n", "line 2: expected a logarithm"),
     ],
 )
@@ -272,6 +273,12 @@ def test_search_with_an_ngram_equals_enumeration(order: int, seed: int) -> None:
         best = max(best, (score + 0.6 * model.score(text) + 0.2 * len(text), text))
     assert path.score == pytest.approx(best[0], abs=1e-9)
     assert tokenizer.decode(unit.output for unit in path.units) == best[1]
+
+
+def test_spaces_that_are_no_ascii_come_back(tmp_path) -> None:
+    model = TokenNgram.train(["a\u00a0b", "b\u2028a c"], order=2)
+    model.write_arpa(tmp_path / "x.arpa")
+    assert set(TokenNgram.read_arpa(tmp_path / "x.arpa").tokens) == set(model.tokens)
 
 
 def test_too_many_histories_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

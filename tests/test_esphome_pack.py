@@ -305,6 +305,12 @@ def test_the_command_says_what_esphome_cannot_have(
     line = refusal(capsys, *export, "--cutoff", "0.7", "--author", "Ann")
     assert "got author, probability_cutoff, which are for ESPHome; add --target esphome" in line
     assert "no --licence" in refusal(capsys, *to_esphome, "--licence", "MIT")
+    for option in (["--fused"], ["--precision", "mixed"], ["--report", tmp_path / "x"]):
+        assert "they are for bundles" in refusal(capsys, *to_esphome, *option)
+    assert "belongs to --precision mixed" in refusal(capsys, *export, "--snr-db", "40")
+    assert "int8 alone" in refusal(capsys, *export, "--fused", "--precision", "mixed")
+    (tmp_path / "file").touch()
+    assert "expected a folder" in refusal(capsys, *export, "--report", tmp_path / "file")
     assert "0 and 1" in refusal(capsys, *to_esphome, "--cutoff", "70")
     assert "such as en, got" in refusal(capsys, *to_esphome, "--languages", "en,")
     shipped = ("export", checkpoint, "--target", "esphome", "--out", tmp_path / "out")

@@ -174,6 +174,18 @@ def changed(graph: Graph, name: str, **changes: Any) -> Graph:
     return replace(graph, tensors=tensors)
 
 
+def test_a_head_that_reads_no_alignment_is_written_too(tmp_path: Path) -> None:
+    """CTC: its fused files hold what their graph does."""
+    spec = model_spec(mixer="none", schedule=(4,))
+    floats = build_graphs(*modules(spec), spec)
+    write_fused(tmp_path, *calibrate_and_quantise(*floats, spec, waveforms()), spec)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model.json",
+        "model.onnx",
+        "model.tflite",
+    }
+
+
 def test_int16_is_not_fused() -> None:
     spec = OTHER_MODELS["conformer"]
     floats = build_graphs(*modules(spec), spec)

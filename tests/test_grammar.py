@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from itertools import islice
 from pathlib import Path
 
@@ -178,9 +179,26 @@ def test_grammars_that_say_nothing_or_never_end(body: str, says: str) -> None:
 
 
 def test_grammars_that_grow_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_imputer.decoding.grammar.LARGEST", 20)
-    with pytest.raises(SpecError, match="beyond 20"):
+    monkeypatch.setattr("edge_imputer.decoding.grammar.LARGEST", 10)
+    with pytest.raises(SpecError, match="beyond 10"):
         word_graph(parse_jsgf(grammar("public <a> = <b> <b> <b> <b>; <b> = x | y | z;")))
+
+
+def test_phrases_end_in_one_place() -> None:
+    """So that what follows them is written out once, not once a phrase."""
+    body = "public <a> = (a b | c d | e f)+;"
+    assert len(word_graph(parse_jsgf(grammar(body))).arcs) == 3 * 2 + 3
+    assert {"a b", "c d e f"} <= said(body, 20)
+
+
+def test_rules_by_their_full_names() -> None:
+    assert said("public <a> = <test.b>; <b> = x;") == {"x"}
+
+
+@pytest.mark.parametrize("body", ["(" * 3000 + "x" + ")" * 3000, "x" + "*" * 3000])
+def test_groups_that_are_nested_too_deeply(body: str) -> None:
+    with pytest.raises(SpecError, match="nested too deeply"):
+        of_grammar(grammar(f"public <a> = {body};"))
 
 
 # ------------------------------------------------------------------------------ texts of a stream
@@ -235,6 +253,24 @@ def test_partials_grow_and_a_text_can_start_anew() -> None:
 def test_nothing_that_a_grammar_allows_is_a_text_without_confidence() -> None:
     final = searched(of_grammar(COFFEE), heard("x")).final()
     assert (final.text, final.words, final.confidence) == ("", (), 0.0)
+    assert final.meaning is not None
+    assert final.meaning.slots == {}
+
+
+def test_texts_are_compared_in_one_form_of_unicode(tmp_path: Path) -> None:
+    """Files with a mark of byte order, and letters with their accents apart."""
+    cafe = unicodedata.normalize("NFD", "café")
+    tokens = TokenSpec(characters=tuple(" acfé"))
+    (tmp_path / "words.txt").write_text(f"\ufeff{cafe}\nfa\n")
+    (tmp_path / "x.jsgf").write_text(grammar(f"public <a> = {cafe};"))
+    rows = spoken("café", tokens)
+    for name in ("words.txt", "x.jsgf"):
+        text = SearchedText(read_language(tmp_path / name), spec_of(tokens))
+        text.append(chunk(rows))
+        assert text.final().text == "café"
+    model = TokenNgram.train([cafe, "fa ca"])
+    assert model.score("café") > model.score("éfac")
+    model.network(tokens)
 
 
 def test_words_and_times() -> None:

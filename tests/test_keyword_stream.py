@@ -250,7 +250,7 @@ def test_events_of_a_stream_are_those_of_evaluation(
         (["yes"], "expected a threshold for every keyword"),
         (["yes", "yes"], "distinct keywords"),
         ([], "expected a list of keywords"),
-        (None, "expected a threshold for every keyword.*'yes': 0.5, 'no': 0.5"),
+        (None, "expected a threshold for every keyword.*'yes': 0.5}, --threshold"),
         ({"yes": 1.5}, "thresholds from 0 to 1"),
     ],
 )

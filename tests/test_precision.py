@@ -373,3 +373,36 @@ def test_activations_beyond_their_range_saturate_and_stay_there() -> None:
                 "sum0"
             ]
             assert (np.sign(real) == np.sign(loud)).all()
+
+
+def test_steps_of_one_layer_stay_alike() -> None:
+    """They share a scale, which cannot be that of int8 and of int16."""
+    graph = build_encoder_graph(modules(SMALL["crnn-windowed"]))
+    alike = {name for group in graph.alike for name in group}
+    assert alike
+    assert not alike & set(candidates(graph))
+
+
+def test_what_a_gate_needs_is_passed_on_by_requantise() -> None:
+    """Terms of an int16 sum before a sigmoid are cut as those of an int8 one are."""
+    graph = build_encoder_graph(modules(SMALL["crnn"]))
+    calibration = Calibration(graph)
+    frames = [40 * c.numpy()[..., np.newaxis] for c in features(graph, 24, seed=5)]
+    calibration.run_sequence(frames)
+    wide = [name for name in candidates(graph) if name.endswith("rz_sum")]
+    assert wide
+    int8 = quantise(graph, calibration.ranges)
+    mixed = quantise(widened(graph, wide), calibration.ranges)
+    for name in wide:
+        for x in next(op.inputs for op in graph.ops if op.output == name):
+            assert mixed.tensors[x].quant == int8.tensors[x].quant
+
+
+def test_clipped_is_what_lies_beyond_the_integers() -> None:
+    calibration = conformer()
+    graph = quantise(calibration.graph, calibration.ranges)
+    report = graph_report(calibration, graph, quantise_calibrated(calibration, Quantisation())[1])
+    masks = {op.output for op in graph.ops if op.output in graph.saturating}
+    shares = {node.output: node.clipped for node in report.nodes if node.output not in masks}
+    assert max(shares.values()) < 0.5
+    assert min(shares.values()) == 0

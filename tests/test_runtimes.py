@@ -186,6 +186,8 @@ def test_a_runtime_says_what_it_cannot_load_or_run(runtime: str, tmp_path: Path)
     model = load_runtime(graph, runtime, tmp_path)
     with pytest.raises(BackendError, match=r"expected inputs|could not run"):
         model.run([np.zeros((3, 3, 3), np.int8)] * len(graph.inputs))
+    with pytest.raises(BackendError, match=r"expected|could not run"):
+        model.run([np.zeros(graph.tensors[n].shape, np.int8) for n in graph.inputs][:1])
     with pytest.raises(BackendError, match=r"expected inputs|could not run"):
         model.run([np.zeros(graph.tensors[n].shape, np.float32) for n in graph.inputs])
 

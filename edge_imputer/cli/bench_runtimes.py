@@ -49,9 +49,9 @@ def bench_runtimes(presets: Sequence[str] = ()) -> dict[str, Any]:
     for name in track(chosen, "measuring"):
         with tempfile.TemporaryDirectory() as folder:
             rows += benchmark.measure(name, Path(folder), compile_graph)
-    cost = export_apart(LARGEST)
     print(f"{processor()}; one thread, called from Python")
     _show(rows)
+    cost = export_apart(LARGEST)
     ratios = benchmark.ratios_to_oracle(rows)
     for name, ratio in ratios.items():
         say(f"{name}: our float32 file takes {ratio:.2f} of the time of litert-torch's on LiteRT.")

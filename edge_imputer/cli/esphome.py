@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def export_esphome(checkpoint: Path, corpus: Corpus, out: Path, **settings: Any)
         raise CheckpointError(
             f"{checkpoint}: expected a model of one keyword, got one that writes down speech, "
             f"whose GRU or attention ESPHome cannot run; {TRAIN}"
+        )
+    if loaded.ranges is not None:
+        warnings.warn(
+            "ESPHome's features have a scale of their own: the ranges that the model was trained "
+            "by are calibrated anew, and its integers are others than those of training",
+            stacklevel=2,
         )
     waveforms = calibration_audio(loaded, corpus)
     model = loaded.task.model

@@ -110,8 +110,11 @@ def export(
                 "expected no --licence with --target esphome, whose manifest has no place for it, "
                 f"got {licence!r}; state it where the files are published"
             )
-        if fused or ort:
-            raise SpecError("expected neither --fused nor --ort, which are for bundles")
+        if fused or ort or calibration or precision or snr_db is not None or report:
+            raise SpecError(
+                "expected none of --fused, --ort, --calibration, --precision, --snr-db and "
+                "--report with --target esphome: they are for bundles"
+            )
         from .esphome import export_esphome
         from .steps import load_corpus
 
@@ -128,6 +131,12 @@ def export(
     require("torch", extra="train")
     from edge_imputer.export.sensitivity import Quantisation
 
+    if snr_db is not None and precision != "mixed":
+        raise SpecError("--snr-db belongs to --precision mixed; add that, or leave it out")
+    if fused and precision == "mixed":
+        raise SpecError("expected int8 alone in a fused form; leave out --fused or --precision")
+    if report is not None and report.exists() and not report.is_dir():
+        raise SpecError(f"expected a folder for --report, got the file {report}; name another one")
     options = {"calibration": calibration, "precision": precision, "snr_db": snr_db}
     chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     bundle = export_checkpoint(

@@ -81,7 +81,9 @@ def verification(figures: Mapping[str, Any]) -> Figure:
         shares[at] = 100 * row["share"]
         text = "refused" if row["n_refused"] else f"{row['max_lsb']}"
         layers.text(at[1], at[0], text, ha="center", va="center")
-    layers.imshow(shares, cmap="Reds", vmin=0, vmax=max(1.0, float(np.nanmax(shares))), alpha=0.6)
+    if kinds:
+        most = max(1.0, float(np.nanmax(shares)))
+        layers.imshow(shares, cmap="Reds", vmin=0, vmax=most, alpha=0.6)
     _ticks(layers, runtimes, names, "Most steps off, by layer; red: share of elements that differ")
     heard = list(dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"])))
     same = np.full((len(heard), len(heard)), np.nan)

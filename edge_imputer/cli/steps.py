@@ -235,7 +235,9 @@ def export_checkpoint(
             f"{checkpoint} was trained in its integers, whose ranges are its own: leave out "
             "--calibration, --precision, --snr-db and --report"
         )
-    waveforms = calibration_audio(loaded, corpus)
+    if fused and isinstance(loaded.spec, KeywordModelSpec) and loaded.spec.windowed:
+        raise SpecError("expected no --fused with a model over windows, which overlap")
+    waveforms = [] if loaded.ranges is not None else calibration_audio(loaded, corpus)
     quantised_by: dict[str, Any] = {"calibration": waveforms, "ranges": loaded.ranges}
     if quantisation is not None:
         quantised_by["quantisation"] = quantisation

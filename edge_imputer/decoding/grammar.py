@@ -16,7 +16,7 @@ from ..events import Meaning
 from .jsgf import Alternatives, Expansion, Grammar, Reference, Repeat, Sequence, Word
 from .word_graph import Arc, Marker, WordGraph
 
-LARGEST = 200_000  # arcs: 100 MB or so, and 10 ms a frame
+LARGEST = 20_000  # arcs, each with a word: some 100,000 letters, and 10 ms a frame
 
 
 @dataclass
@@ -53,11 +53,8 @@ class _Builder:
     ) -> None:
         """A step from place to place."""
         self.steps[source].append(_Step(target, word, weight, marker))
-        if len(self.steps) > LARGEST:
-            raise SpecError(
-                f"grammar {self.grammar.name}: grows beyond {LARGEST} words when its rules are "
-                "written out; use fewer or smaller rules"
-            )
+        if len(self.steps) > 10 * LARGEST:
+            raise too_large(self.grammar.name)
 
     def expand(self, expansion: Expansion, source: int, target: int) -> None:
         """Everything that an expansion says, from place to place."""
@@ -88,11 +85,16 @@ class _Builder:
             self.step(end, target, marker=Marker("tag", expansion.tag))
 
     def _sequence(self, expansion: Sequence, source: int, target: int) -> None:
-        for part in expansion.parts:
+        """One part after the other, the last one straight to the end: what phrases end in is one
+        place, so that nothing that follows them is written out once a phrase."""
+        for part in expansion.parts[:-1]:
             following = self.place()
             self.expand(part, source, following)
             source = following
-        self.step(source, target)
+        if expansion.parts:
+            self.expand(expansion.parts[-1], source, target)
+        else:
+            self.step(source, target)
 
     def rule(self, name: str, source: int, target: int) -> None:
         """What a rule says, between the markers of its name."""
@@ -117,6 +119,14 @@ class _Builder:
         self.step(end, target, marker=Marker("end", name))
         self._open.pop()
         return None
+
+
+def too_large(name: str) -> SpecError:
+    """The error of a grammar that cannot be searched in time."""
+    return SpecError(
+        f"grammar {name}: grows beyond {LARGEST} words when its rules are written out; use fewer "
+        "or smaller rules"
+    )
 
 
 def word_graph(grammar: Grammar) -> WordGraph:
@@ -161,6 +171,8 @@ def _without_empty_steps(builder: _Builder, start: int, end: int) -> WordGraph:
                     numbers[step.target] = len(numbers)
                     queue.append(step.target)
                 weight = how.weight + step.weight
+                if len(arcs) == LARGEST:
+                    raise too_large(builder.grammar.name)
                 arcs.append(Arc(source, step.word, numbers[step.target], weight, how.markers))
     if not arcs or not finals:
         raise SpecError(f"grammar {builder.grammar.name}: expected words to say, got none")

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 
 from ..errors import SpecError
@@ -26,7 +27,7 @@ TOKEN = re.compile(
       | (?P<word>[^\s;=|()\[\]{}*+<>"/]+)""",
     re.VERBOSE | re.DOTALL,
 )
-HEADER = re.compile(r"\ufeff?#JSGF\s+V1\.0[^;\n]*;")
+HEADER = re.compile(r"\ufeff?\s*#JSGF\s+V1\.0[^;\n]*;")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class _Parser:
 
     def __init__(self, text: str, source: str) -> None:
         self._source = source
+        text = unicodedata.normalize("NFC", text)
         header = HEADER.match(text)
         if header is None:
             raise SpecError(
@@ -124,6 +126,7 @@ class _Parser:
             )
         self._tokens = self._split(text, header.end())
         self._at = 0
+        self._name = ""
 
     def _split(self, text: str, position: int) -> list[_Token]:
         tokens = []
@@ -166,7 +169,7 @@ class _Parser:
     def grammar(self) -> Grammar:
         """The whole file."""
         self._expect("grammar")
-        name = self._kind("word", "the name of the grammar")
+        name = self._name = self._kind("word", "the name of the grammar")
         self._expect(";")
         rules: dict[str, Expansion] = {}
         public: list[str] = []
@@ -233,7 +236,7 @@ class _Parser:
         if token.kind in ("rule", "word", "quoted"):
             self._at += 1
             if token.kind == "rule":
-                return Reference(token.text[1:-1])
+                return Reference(token.text[1:-1].removeprefix(f"{self._name}."))
             if token.kind == "word":
                 return Word(token.text)
             words = re.sub(r"\\(.)", r"\1", token.text[1:-1]).split()

@@ -104,7 +104,10 @@ def of_words(
 
 def of_grammar(text: str, *, source: str = "grammar") -> GraphLanguage:
     """What the public rules of a grammar in JSGF say."""
-    return GraphLanguage(word_graph(parse_jsgf(text, source=source)), is_grammar=True)
+    try:
+        return GraphLanguage(word_graph(parse_jsgf(text, source=source)), is_grammar=True)
+    except RecursionError:
+        raise SpecError(f"{source}: its groups are nested too deeply; use fewer") from None
 
 
 def read_language(path: str | os.PathLike[str]) -> Language:
@@ -127,7 +130,7 @@ def read_language(path: str | os.PathLike[str]) -> Language:
             f"{path}"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error})") from error
     if path.suffix != ".txt":
@@ -158,7 +161,8 @@ def _listed(text: str, path: Path) -> list[str] | dict[str, float]:
 class SearchedText:
     """The transcript so far by the best path of a language, for `Recognizer`.
 
-    The confidence of a word is ``exp(score / tokens)`` of its path against the free path, as that
+    A partial text may change, until the utterance is over: it is the best so far. The confidence of
+    a word is ``exp(score / tokens)`` of its path against the free path, as that
     of a keyword; that of a text takes the whole path, so that what was said besides counts too.
     """
 
@@ -186,7 +190,9 @@ class SearchedText:
     def final(self) -> Final:
         """The best path that may end here."""
         path = self._viterbi.finish()
-        return Final("", 0.0, 0.0, 0.0, ()) if path is None else self._final(path)
+        if path is None:
+            return Final("", 0.0, 0.0, 0.0, (), self._language.meaning(()))
+        return self._final(path)
 
     def _final(self, path: BestPath) -> Final:
         words = tuple(

@@ -8,7 +8,7 @@ between words is one node with the token of the space, for every state of the gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,8 +128,11 @@ def spell_out(graph: WordGraph, tokens: TokenSpec) -> Network:
     spelt = [tokenizer.encode(arc.word) for arc in graph.arcs]
     lasts: dict[int, int] = {}  # arc -> node of its word's last token
     firsts: dict[int, list[int]] = {}  # state -> nodes that its words begin with
-    for state in dict.fromkeys(arc.source for arc in graph.arcs):
-        firsts[state] = _prefix_tree(builder, graph, state, spelt, lasts)
+    leaving: dict[int, list[int]] = {}
+    for number, arc in enumerate(graph.arcs):
+        leaving.setdefault(arc.source, []).append(number)
+    for state, numbers in leaving.items():
+        firsts[state] = _prefix_tree(builder, {n: tuple(spelt[n]) for n in numbers}, lasts)
     between: dict[int, int] = {}  # state -> node of the space before it
     if space is not None:
         between = {
@@ -156,18 +159,11 @@ def spell_out(graph: WordGraph, tokens: TokenSpec) -> Network:
 
 
 def _prefix_tree(
-    builder: NetworkBuilder,
-    graph: WordGraph,
-    state: int,
-    spelt: list[list[int]],
-    lasts: dict[int, int],
+    builder: NetworkBuilder, spelt: Mapping[int, tuple[int, ...]], lasts: dict[int, int]
 ) -> list[int]:
-    """Nodes of all words that leave a state; those they begin with."""
+    """Nodes of all words that leave a state, by their arcs; those they begin with."""
     tree: dict[tuple[int, ...], int] = {}
-    for number, arc in enumerate(graph.arcs):
-        if arc.source != state:
-            continue
-        ids = tuple(spelt[number])
+    for number, ids in spelt.items():
         for depth, label in enumerate(ids):
             prefix = ids[: depth + 1]
             if prefix in tree:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -54,13 +56,14 @@ class TokenNgram:
         self.tokens = tuple(gram[0] for gram in log_probs if len(gram) == 1 and gram[0] != BEGIN)
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, order: int = 4) -> TokenNgram:
+    def train(cls, texts: Iterable[str], *, order: int = 3) -> TokenNgram:
         """Count the tokens of transcripts.
 
         Parameters
         ----------
         texts : iterable of str
         order : int
+            Ordinary text has few enough histories of 3 tokens for a search; of 4 only little text.
 
         Raises
         ------
@@ -71,7 +74,7 @@ class TokenNgram:
             raise SpecError(f"expected an order of at least 1, got {order}")
         following: defaultdict[Gram, Counter[str]] = defaultdict(Counter)
         for text in texts:
-            said = [BEGIN, *text, END]
+            said = [BEGIN, *unicodedata.normalize("NFC", text), END]
             for at in range(1, len(said)):
                 for length in range(min(order - 1, at) + 1):
                     following[tuple(said[at - length : at])][said[at]] += 1
@@ -101,7 +104,13 @@ class TokenNgram:
         """
         known = tuple(history)[-(self.order - 1) :] if self.order > 1 else ()
         if (token,) not in self._log_probs:
-            raise SpecError(f"expected a token among {' '.join(self.tokens)}, got {token!r}")
+            some = ", ".join(map(repr, self.tokens[:10]))
+            raise SpecError(
+                f"expected one of the model's {len(self.tokens)} tokens ({some} ...), "
+                f"got {token!r}: "
+                "it must know every character of the recogniser; train it with TokenNgram.train on "
+                "texts that have them all (a model of words is none)"
+            )
         cost, gram = 0.0, (*known, token)
         while gram not in self._log_probs:
             cost += self._backoffs.get(gram[:-1], 0.0)
@@ -152,9 +161,9 @@ class TokenNgram:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{path}: cannot be read as an ARPA model ({error})") from error
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.startswith("\\") and line.endswith("-grams:"):
-                n = int(line[1:-7])
+                n = _length(line, f"{path}, line {number}")
             elif line.startswith("\\end\\"):
                 break
             elif n and line.strip():
@@ -210,11 +219,19 @@ class TokenNgram:
         return builder.finish([1] * (tokens.mask_id + 1))
 
 
+def _length(line: str, where: str) -> int:
+    """Tokens of an n-gram in the section that a line begins."""
+    try:
+        return int(line[1:-7])
+    except ValueError:
+        raise SpecError(f"{where}: expected a section such as \\2-grams:, got {line!r}") from None
+
+
 def _read_gram(
     line: str, n: int, where: str, log_probs: dict[Gram, float], backoffs: dict[Gram, float]
 ) -> None:
     """One line of an ARPA file into the two tables."""
-    parts = line.split()
+    parts = re.split("[ \t]+", line.strip(" \t\r"))
     if len(parts) not in (n + 1, n + 2):
         raise SpecError(f"{where}: expected a logarithm, {n} tokens and perhaps a backoff: {line}")
     gram = tuple(WORD_SEPARATOR if word == SPACE else word for word in parts[1 : n + 1])

@@ -19,7 +19,7 @@ from .network import NOTHING, START, Bool, Float64, Int64, Network
 
 Float32 = npt.NDArray[np.float32]
 
-MOST_LINKS = 4096  # until those that no path needs are forgotten
+MOST_LINKS = 4096  # at least, until those that no path needs are forgotten
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Viterbi:
         self._end = np.zeros(2 * self._n, np.int64)
         self._link = np.full(2 * self._n, NOTHING)
         self._links = _Links()
+        self._limit = MOST_LINKS
         self.n_frames = 0
 
     def push(self, log_probs: Float32) -> None:
@@ -101,8 +102,9 @@ class Viterbi:
         relative -= relative.max(axis=1, keepdims=True, initial=-np.inf)
         for row in relative:
             self._frame(row)
-        if len(self._links) > MOST_LINKS:
+        if len(self._links) > self._limit:
             self._link = self._links.keep(self._link)
+            self._limit = max(MOST_LINKS, 2 * len(self._links))  # forgetting costs what is kept
 
     def _frame(self, row: Float64) -> None:
         net, n, at = self.network, self._n, self._here

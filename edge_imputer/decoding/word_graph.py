@@ -6,6 +6,7 @@ word means rides on its arc, as `Marker` values.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, log
@@ -85,6 +86,10 @@ def lexicon(words: Iterable[str] | Mapping[str, float], *, word_penalty: float =
     SpecError
         No word, an empty one, one with a space, or one twice; a count that is not positive.
     """
+    if isinstance(words, Mapping):
+        words = {unicodedata.normalize("NFC", word): count for word, count in words.items()}
+    else:
+        words = [unicodedata.normalize("NFC", word) for word in words]
     listed = list(words)
     spaced = [word for word in listed if not word or word != "".join(word.split())]
     if not listed or spaced or len(set(listed)) != len(listed):

@@ -59,6 +59,9 @@ class States:
             self.g.rename(tensor, state + NEXT)
         graph.outputs = outputs + [state + NEXT for state in self.after]
         graph.n_states = len(self.after)
+        read = {name for op in graph.ops for name in op.inputs}
+        for name in [n for n, t in graph.tensors.items() if t.data is not None and n not in read]:
+            del graph.tensors[name]  # such as the alignment of a head that looks at none
         return graph
 
 

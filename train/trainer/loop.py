@@ -161,8 +161,16 @@ class Loop:
                     )
 
     def _begin_end(self) -> None:
-        """From here on quantised, if it is time: what was best in float is not comparable."""
-        if self.end is not None and self.end.includes(self.update) and self.end.begin(self.task):
+        """From here on quantised, if it is time: what was best in float is not comparable.
+
+        A moving average is what the quantised updates begin with, and begins anew itself.
+        """
+        if self.end is None or not self.end.includes(self.update):
+            return
+        if self.average is not None and self.end.ranges is None:
+            self.task.load_state_dict(self.average.weights)
+        if self.end.begin(self.task):
+            self.begin_average()
             self.store.begin_anew()
 
     def _update(self, batches: Iterator[Batch], signals: StopSignals) -> int:

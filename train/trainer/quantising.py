@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 
 from edge_imputer.errors import SpecError
@@ -108,4 +109,5 @@ def learning_rate(recipe: Recipe, update: int) -> float:
         return optimizer.learning_rate * rate_factor(optimizer, update, n)
     section = recipe.quantisation
     highest = section.learning_rate * optimizer.learning_rate
-    return highest * rate_factor(optimizer, update - n, section.updates)
+    by_share = msgspec.structs.replace(optimizer, warmup_updates=0)  # a count is of the whole run
+    return highest * rate_factor(by_share, update - n, section.updates)
