@@ -292,3 +292,20 @@ def test_a_head_before_its_encoder_is_refused(trained: Path) -> None:
     model = QuantisedSpeech(loaded.encoder, loaded.head, loaded.spec, loaded.ranges)
     with pytest.raises(ExportError, match="expected the encoder to run before its head"):
         model.head_step(torch.zeros(1), torch.zeros(1))
+
+
+def test_a_count_of_warm_up_updates_is_of_the_float_ones() -> None:
+    settings = ("run.updates=60", "quantisation.updates=20", "optimizer.warmup_updates=30")
+    recipe = tiny_recipe("digits", *settings)
+    rates = [learning_rate(recipe, update) for update in range(40, 60)]
+    assert max(rates) == pytest.approx(0.1 * recipe.optimizer.learning_rate)
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_a_moving_average_begins_anew_with_the_quantised_updates(
+    data: Data, tmp_path: Path
+) -> None:
+    """They begin with the average; nothing float is in what they give."""
+    path = run(data, tmp_path, "run.updates=6", "run.ema=0.9", "quantisation.updates=2")
+    assert load_checkpoint(path).ranges is not None
+    assert read_raw(path)["training"]["average_updates"] == 2
