@@ -53,7 +53,8 @@ $(TFLITE_VENV)/.installed: constraints-tflite.txt
 	done; \
 	test $$python != none \
 	  || { echo "expected Python 3.10 or 3.11 among: $(TFLITE_PYTHONS); tflite-runtime has wheels for no other; try: make tflite-runtime TFLITE_PYTHONS=/path/of/python3.11" >&2; exit 1; }; \
-	$$python -m venv $(TFLITE_VENV)
+	$$python -m venv $(TFLITE_VENV) \
+	  || { rm -rf $(TFLITE_VENV); echo "$$python has no venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(TFLITE_VENV)/bin/python -m pip install -q $(PIP_ARGS) -c constraints-tflite.txt tflite-runtime
 	@touch $@
 

