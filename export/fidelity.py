@@ -84,6 +84,7 @@ def node_fidelity(
         raise ExportError(f"expected one graph in two forms, got {floats.name}, {integers.name}")
     both = Run(floats), Run(integers)
     signal, noise, clipped = (dict.fromkeys(kinds, 0.0) for _ in "snc")
+    reaches = {name: reach(integers, name) for name in kinds}
     n_calls = 0
     for chunk in chunks:
         feeds = chunk if isinstance(chunk, Mapping) else {floats.inputs[0]: chunk}
@@ -92,7 +93,7 @@ def node_fidelity(
             error = both[1].real(steps, name) - real[name]
             signal[name] += float(np.square(real[name], dtype=np.float64).sum())
             noise[name] += float(np.square(error, dtype=np.float64).sum())
-            low, high = reach(integers, name)
+            low, high = reaches[name]
             clipped[name] += float(np.mean((real[name] < low) | (real[name] > high)))
         n_calls += 1
     if not n_calls:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edge_imputer.errors import ExportError
+from edge_imputer.quantization import QuantParams
 
 from .calibration import Calibration, Range, activations
 from .graph import Graph
+from .op_params import quant_of
 from .quantize import quantise
 
 Ranges = Mapping[str, Mapping[str, Range]]
@@ -25,15 +27,35 @@ def ranges_of(*calibrations: Calibration) -> Ranges:
     return {calibration.graph.name: calibration.ranges for calibration in calibrations}
 
 
-def quantise_by(graphs: Sequence[Graph], ranges: Ranges) -> tuple[Graph, ...]:
-    """The int8 forms of a model's float graphs.
+def quantise_in_order(
+    graphs: Sequence[Graph], one: Callable[[Graph, Mapping[str, QuantParams]], Graph]
+) -> tuple[Graph, ...]:
+    """The integer forms of a model's float graphs, in the order in which they run.
 
     Each graph reads what the one before writes first exactly as it writes it: both have that scale.
 
     Parameters
     ----------
     graphs : float graphs
-        In the order in which they run: encoder and head, or that of a keyword model alone.
+        Encoder and head, or that of a keyword model alone.
+    one : callable
+        A float graph, and the parameters of its input that are given -> its integer form.
+    """
+    done: list[Graph] = []
+    for graph in graphs:
+        fixed = {}
+        if done:
+            fixed = {graph.inputs[0]: quant_of(done[-1], done[-1].outputs[0])}
+        done.append(one(graph, fixed))
+    return tuple(done)
+
+
+def quantise_by(graphs: Sequence[Graph], ranges: Ranges) -> tuple[Graph, ...]:
+    """The int8 forms of a model's float graphs.
+
+    Parameters
+    ----------
+    graphs : as `quantise_in_order` takes them
     ranges : Ranges
 
     Raises
@@ -41,8 +63,8 @@ def quantise_by(graphs: Sequence[Graph], ranges: Ranges) -> tuple[Graph, ...]:
     ExportError
         On a graph without ranges, or on what `quantise` refuses.
     """
-    done: list[Graph] = []
-    for graph in graphs:
+
+    def one(graph: Graph, fixed: Mapping[str, QuantParams]) -> Graph:
         if graph.name not in ranges:
             raise ExportError(
                 f"expected calibrated ranges of {graph.name}, got those of "
@@ -54,10 +76,6 @@ def quantise_by(graphs: Sequence[Graph], ranges: Ranges) -> tuple[Graph, ...]:
                 f"{graph.name}: expected ranges of {min(missing)} and others, got none: they "
                 "are of another version's graph; tune the model again with --init-from"
             )
-        fixed = {}
-        if done:
-            frames = done[-1].tensors[done[-1].outputs[0]].quant
-            assert frames is not None  # of every activation of a quantised graph
-            fixed = {graph.inputs[0]: frames}
-        done.append(quantise(graph, ranges[graph.name], fixed))
-    return tuple(done)
+        return quantise(graph, ranges[graph.name], fixed)
+
+    return quantise_in_order(graphs, one)

@@ -14,13 +14,14 @@ from edge_imputer.bundle import GraphName, GraphRecord, TensorRecord
 from edge_imputer.errors import ExportError
 from edge_imputer.keyword_stream import KeywordStream
 from edge_imputer.pipeline import StreamingDecoder
+from edge_imputer.quantization import QuantParams
 from edge_imputer.specs import KeywordModelSpec, ModelSpec
 
 from .calibration import Calibration, Method
 from .graph import Array, Graph, macs
 from .memory import plan, weight_bytes
-from .op_params import quant_of
 from .quantize_report import GraphReport, graph_report
+from .ranges import quantise_in_order
 from .reference import Interpreter
 from .sensitivity import Quantisation, quantise_calibrated
 
@@ -127,13 +128,11 @@ def quantise_all(
     options: Quantisation = INT8,
     report: Callable[[GraphReport], None] | None = None,
 ) -> tuple[Graph, ...]:
-    """The integer forms of a model's graphs, in the order in which they run.
-
-    Each graph reads what the one before writes first exactly as it writes it: both have that scale.
+    """The integer forms of a model's graphs over what they met, see `quantise_in_order`.
 
     Parameters
     ----------
-    calibrations : of each graph
+    calibrations : of each graph, in that order
     options : Quantisation, optional
         Whether sums may be int16; if unset all is int8.
     report : callable, optional
@@ -144,16 +143,16 @@ def quantise_all(
     ExportError
         On no audio, or on what `quantise` refuses.
     """
-    done: list[Graph] = []
-    for calibration in calibrations:
-        fixed = {}
-        if done:
-            fixed = {calibration.graph.inputs[0]: quant_of(done[-1], done[-1].outputs[0])}
-        graph, choice = quantise_calibrated(calibration, options, fixed)
-        done.append(graph)
+    by_graph = {calibration.graph.name: calibration for calibration in calibrations}
+
+    def one(graph: Graph, fixed: Mapping[str, QuantParams]) -> Graph:
+        calibration = by_graph[graph.name]
+        integers, choice = quantise_calibrated(calibration, options, fixed)
         if report is not None:
-            report(graph_report(calibration, graph, choice))
-    return tuple(done)
+            report(graph_report(calibration, integers, choice))
+        return integers
+
+    return quantise_in_order([calibration.graph for calibration in calibrations], one)
 
 
 def calibrate_and_quantise(
