@@ -112,7 +112,7 @@ def export_bundle(
     MissingExtraError
         If a library of the ``export`` extra is not installed.
     """
-    _require_libraries()
+    _check(Path(out))
     floats = build_graphs(encoder, head, spec)
     if ranges is None:
         seen = calibrated(*floats, spec, calibration, quantisation.calibration)
@@ -163,7 +163,7 @@ def export_keyword_bundle(
     SpecError
         If the model cannot run in a stream.
     """
-    _require_libraries()
+    _check(Path(out))
     spec = model.spec
     spec.check_streaming()
     graph = build_keyword_graph(model)
@@ -195,9 +195,11 @@ class _Described:
     keyword_threshold: float | None
 
 
-def _require_libraries() -> None:
+def _check(target: Path) -> None:
+    """Refuse what cannot be written, before anything is calibrated for it."""
     for module in REQUIRED_MODULES:
         require(module, extra="export")
+    _check_target(target)
 
 
 def _write_bundle(
@@ -208,7 +210,6 @@ def _write_bundle(
     emitters: Sequence[Emitter],
 ) -> Bundle:
     """Write everything, read it back, put it in place."""
-    _check_target(target)
     with _new_folder(target) as folder:
         _write_models(floats, graphs, folder, described)
         arenas: dict[str, int] = {}
