@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def phrases_to_say(
     text: list[str] | None,
     files: list[Path] | None,
+    sentence_files: list[Path] | None,
     digits: bool,
     speech_commands: bool,
     commands: int,
@@ -45,7 +46,8 @@ def phrases_to_say(
         for miss in near_misses(target, n_near_misses, others=words):
             phrases.append(Phrase(miss.text, NEAR_MISS, clips=clips_each))
     label = UNKNOWN if phrases else None
-    for sentence in sentences(commands, seed=seed, without=words):
+    lines = [line for path in sentence_files or [] for line in read_texts(path)]
+    for sentence in [*lines, *sentences(commands, seed=seed, without=words)]:
         phrases.append(Phrase(sentence, label, clips=clips_each, apart=True))
     return phrases
 

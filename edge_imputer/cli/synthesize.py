@@ -118,6 +118,10 @@ def speech(
     texts: Annotated[
         list[Path] | None, typer.Option(help="File with a text a line; repeatable.")
     ] = None,
+    sentence_files: Annotated[
+        list[Path] | None,
+        typer.Option("--sentences", help="File with a sentence a line; repeatable."),
+    ] = None,
     digits: Annotated[bool, typer.Option("--digits", help="Also zero to nine.")] = False,
     speech_commands: Annotated[
         bool, typer.Option("--speech-commands", help="Also the 35 words of Speech Commands.")
@@ -181,7 +185,8 @@ def speech(
 
     Every clip is cut to its speech, set to a random level, padded, laid over very low noise;
     clips that are silent, clipped or of an implausible length are made anew, or left out and
-    listed in `dropped.jsonl`. No voice, and no person, is in two splits.
+    listed in `dropped.jsonl`. No voice, and no person, is in two splits. Every voice says every
+    text of `--texts`; a line of `--sentences` is said by `--clips-each` voices of one split.
 
     Examples:
 
@@ -190,6 +195,8 @@ def speech(
     `edge-imputer synthesize speech build/digits --digits --split-by engine --test flite`
 
     `edge-imputer synthesize speech build/wake "hey computer" --near-misses 50 --commands 500`
+
+    `edge-imputer synthesize speech build/home --sentences texts.txt --clips-each 1`
     """
     from edge_imputer.train.synthesis import (
         Dress,
@@ -201,7 +208,15 @@ def speech(
     )
 
     phrases = phrases_to_say(
-        text, texts, digits, speech_commands, commands, n_near_misses, clips_each, seed
+        text,
+        texts,
+        sentence_files,
+        digits,
+        speech_commands,
+        commands,
+        n_near_misses,
+        clips_each,
+        seed,
     )
     engines = open_engines(engine, piper_voices=piper_voices, kokoro_voices=kokoro_voices)
     counts, takes = (
@@ -223,6 +238,37 @@ def speech(
             on_clip=progress.clip,
         )
     report(made, out)
+
+
+@app.command()
+def texts(
+    n: Annotated[int, typer.Argument(min=1, help="How many.")],
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of words or phrases that no sentence may have; repeatable."),
+    ] = None,
+    not_in: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of sentences that are not wanted again; repeatable."),
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="Text grammar; that of the package if unset.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Print sentences of a text grammar, each once: voice commands, questions, stories.
+
+    Example:
+
+    `edge-imputer synthesize texts 2000 --seed 2 --not-in train.txt > test.txt`
+    """
+    from edge_imputer.train.synthesis import read_grammar, read_texts, sentences
+
+    rules = read_grammar(grammar) if grammar else None
+    banned = [phrase for path in without or [] for phrase in read_texts(path)]
+    known = [sentence for path in not_in or [] for sentence in read_texts(path)]
+    for sentence in sentences(n, seed=seed, without=banned, not_in=known, grammar=rules):
+        print(sentence)
 
 
 @app.command()

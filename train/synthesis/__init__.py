@@ -2,7 +2,7 @@
 
 from .corpus import Estimate, Made, Settings, synthesize
 from .engines import ENGINES, Availability, Engine, Speech, Voice, open_engines
-from .grammar import sentences
+from .grammar import read_grammar, sentences
 from .near_misses import Lexicon, NearMiss, near_misses
 from .noises import DEFAULT_KINDS, NoisePlan, make_noise, parse_kinds, synthesize_noises
 from .plan import Job, Phrase, make_plan
@@ -38,6 +38,7 @@ __all__ = [
     "near_misses",
     "open_engines",
     "parse_kinds",
+    "read_grammar",
     "read_texts",
     "sentences",
     "split_voices",

@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +47,22 @@ def parse_grammar(text: str) -> Grammar:
     return rules
 
 
+def read_grammar(path: Path) -> Grammar:
+    """The grammar of a text file.
+
+    Raises
+    ------
+    SynthesisError
+        No such file, not UTF-8, or `parse_grammar` refuses it; the file is named.
+    """
+    try:
+        return parse_grammar(path.read_text("utf8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SynthesisError(f"expected a grammar in UTF-8 at {path}: {error}") from error
+    except SynthesisError as error:
+        raise SynthesisError(f"{path}: {error}") from None
+
+
 def _check_depth(rules: Grammar, name: str, depth: int) -> None:
     if depth > DEEPEST:
         raise SynthesisError(f"grammar: the rule {name!r} calls itself")
@@ -70,7 +87,12 @@ def draw_sentence(rng: np.random.Generator, grammar: Grammar | None = None) -> s
 
 
 def sentences(
-    n: int, *, seed: int, without: Iterable[str] = (), grammar: Grammar | None = None
+    n: int,
+    *,
+    seed: int,
+    without: Iterable[str] = (),
+    not_in: Iterable[str] = (),
+    grammar: Grammar | None = None,
 ) -> list[str]:
     """`n` different sentences; the first ones do not depend on n.
 
@@ -78,6 +100,7 @@ def sentences(
     ----------
     n, seed : int
     without : phrases that no sentence may contain, as whole words
+    not_in : sentences that are not wanted again
     grammar : the shipped one if not given
 
     Raises
@@ -87,12 +110,13 @@ def sentences(
     """
     rng = np.random.default_rng([seed, 7])
     banned = [f" {' '.join(phrase.lower().split())} " for phrase in without]
+    known = set(not_in)
     found: dict[str, None] = {}
     for _ in range(20 * n + 100):
         if len(found) == n:
             break
         sentence = draw_sentence(rng, grammar)
-        if not any(phrase in f" {sentence} " for phrase in banned):
+        if sentence not in known and not any(phrase in f" {sentence} " for phrase in banned):
             found[sentence] = None
     if len(found) < n:
         raise SynthesisError(f"expected {n} different sentences, the grammar gave {len(found)}")
