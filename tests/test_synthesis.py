@@ -209,6 +209,12 @@ def test_rules_that_cannot_be_kept_are_refused(rule: SplitRule, said: str) -> No
         split_voices(people(("a", "v1", None), ("a", "v2", None)), rule, seed=0)
 
 
+def test_a_corpus_may_be_only_to_test_with_where_that_is_said() -> None:
+    voices = people(("a", "v1", None), ("a", "v2", None))
+    splits = split_voices(voices, SplitRule(test=("*",)), seed=0)
+    assert splits == {"a:v1": "test", "a:v2": "test"}
+
+
 def test_the_voices_and_people_of_another_corpus_can_be_kept_out(tmp_path: Path) -> None:
     lines = [{"audio": "x", "speaker": s} for s in ("espeak:en-gb+f2", "flite:slt")]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -242,6 +248,7 @@ def test_sentences_differ_repeat_and_keep_keywords_out() -> None:
     assert all(set(s) <= set("abcdefghijklmnopqrstuvwxyz ") for s in many)
     assert any(" on " in f" {s} " for s in many)
     assert not any(" on " in f" {s} " for s in sentences(200, seed=5, without=["On"]))
+    assert not set(many) & set(sentences(300, seed=5, not_in=many))
 
 
 @pytest.mark.parametrize(

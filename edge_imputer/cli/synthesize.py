@@ -161,7 +161,8 @@ def speech(
         list[str] | None, typer.Option(help="Engine or voices for valid; repeatable.")
     ] = None,
     test: Annotated[
-        list[str] | None, typer.Option(help="Engine or voices for test; repeatable.")
+        list[str] | None,
+        typer.Option(help="Engine or voices for test, or * for all; repeatable."),
     ] = None,
     valid_share: Annotated[float, typer.Option(help="Share of the other voices.")] = 0.1,
     test_share: Annotated[float, typer.Option(help="Share of the other voices.")] = 0.1,

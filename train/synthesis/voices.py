@@ -20,6 +20,7 @@ from .engines.espeak import same_voice
 
 Split = Literal["train", "valid", "test"]
 SplitBy = Literal["voice", "engine", "none"]
+EVERYBODY = "*"
 
 
 def seed_of(*parts: object) -> int:
@@ -83,7 +84,8 @@ def _traits(voice: Voice) -> list[tuple[str, str | None]]:
 class SplitRule:
     """How voices are dealt over the splits.
 
-    What `valid` and `test` name (engines, or patterns of speakers) goes there. Of the rest, shares
+    What `valid` and `test` name (engines, or patterns of speakers; "*" is everybody, and then there
+    is nothing to train on) goes there. Of the rest, shares
     go there by voice; or, with `by` = "engine", nothing more to test; or, with "none", single
     clips, and then voices are not kept apart.
     """
@@ -123,10 +125,10 @@ def split_voices(voices: list[Voice], rule: SplitRule, *, seed: int) -> dict[str
     dealt = _deal(list(rest), rule, seed)
     for identity, split in dealt.items():
         splits.update({voice.speaker: split for voice in rest[identity]})
-    if "train" not in splits.values():
+    if "train" not in splits.values() and EVERYBODY not in (*rule.test, *rule.valid):
         raise SynthesisError(
-            f"all {len(splits)} voices went to valid and test; expected some to train on: "
-            "use more voices, or name fewer"
+            f"all {len(splits)} voices went to valid and test; expected some to train on: use more "
+            f"voices, or name fewer; or name {EVERYBODY!r}, for a corpus only to test with"
         )
     return splits
 
