@@ -4,7 +4,7 @@
 #   sh docs/tools/imputer_vs_ctc/corpus.sh OUT
 #
 # Writes OUT/texts and the folders train (with valid), voices (voices that training lacks) and engine (an engine that
-# it lacks, Flite). Run again, it goes on where it stopped. A quarter of an hour on two cores.
+# it lacks, Flite: other people than ked of Festival). Run again, it goes on where it stopped. A quarter of an hour on two cores.
 set -e
 out=$1
 here=$(dirname "$0")
@@ -20,6 +20,6 @@ $say speech "$out/voices" --sentences "$out/texts/test.txt" --engine espeak --no
     --clips-each 1 --test '*' --seed 2
 $say speech "$out/engine" --sentences "$out/texts/test.txt" --engine flite \
     --clips-each 1 --test '*' --seed 3
-$say speech "$out/train_festival" --sentences "$out/texts/train_festival.txt" --engine festival \
+$say speech "$out/train_festival" --sentences "$out/texts/train_festival.txt" --engine festival --voice festival:ked_diphone \
     --clips-each 1 --test-share 0 --valid-share 0 --seed 1
 edge-imputer data merge "$out/train" "$out/train_espeak" "$out/train_festival"
