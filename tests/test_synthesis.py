@@ -211,8 +211,10 @@ def test_rules_that_cannot_be_kept_are_refused(rule: SplitRule, said: str) -> No
 
 def test_a_corpus_may_be_only_to_test_with_where_that_is_said() -> None:
     voices = people(("a", "v1", None), ("a", "v2", None))
-    splits = split_voices(voices, SplitRule(test=("*",)), seed=0)
-    assert splits == {"a:v1": "test", "a:v2": "test"}
+    rule = SplitRule(test=("*",))
+    assert split_voices(voices, rule, seed=0) == {"a:v1": "test", "a:v2": "test"}
+    phrases = [Phrase(text, clips=1, apart=True) for text in sentences(30, seed=1)]
+    assert [job.split for job in make_plan(phrases, voices, rule, seed=0)] == ["test"] * 30
 
 
 def test_the_voices_and_people_of_another_corpus_can_be_kept_out(tmp_path: Path) -> None:

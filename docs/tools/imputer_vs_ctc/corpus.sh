@@ -10,9 +10,9 @@ out=$1
 here=$(dirname "$0")
 say="edge-imputer synthesize"
 mkdir -p "$out/texts"
-$say texts 9200 --seed 1 --without "$here/unseen_words.txt" > "$out/texts/train.txt"
+$say texts 12600 --seed 1 --without "$here/unseen_words.txt" > "$out/texts/train.txt"
 $say texts 2000 --seed 2 --not-in "$out/texts/train.txt" > "$out/texts/test.txt"
-head -n 8600 "$out/texts/train.txt" > "$out/texts/train_espeak.txt"
+head -n 12000 "$out/texts/train.txt" > "$out/texts/train_espeak.txt"
 tail -n 600 "$out/texts/train.txt" > "$out/texts/train_festival.txt"
 $say speech "$out/train_espeak" --sentences "$out/texts/train_espeak.txt" --engine espeak --voices 400 \
     --clips-each 1 --test-share 0 --valid-share 0.05 --seed 1
