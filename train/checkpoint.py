@@ -5,6 +5,7 @@ What is ours is plain JSON and tensors, so that loading never unpickles a class.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from .encoders import Encoder
 from .imputer import ImputerHead
 from .quantisation import Ranges
 from .recipe import Recipe, make_recipe
-from .tasks import Task, build_task
+from .tasks import ImputerTaskSpec, Task, build_task
 
 KEY = "edge_imputer"
 FORMAT = 2  # 1: lightning's, with a flat recipe and no keyword models
@@ -49,6 +50,32 @@ class Checkpoint:
     updates: int
     sha256: str
     ranges: Ranges | None = None
+
+    def with_rival(self, name: str) -> Checkpoint:
+        """The model with a rival head in the place of its own; see `ImputerTaskSpec.rivals`.
+
+        Raises
+        ------
+        SpecError
+            It has no rival of that name.
+        """
+        settings = self.recipe.task
+        if not isinstance(settings, ImputerTaskSpec) or not isinstance(self.spec, ModelSpec):
+            raise SpecError(f"expected a model with rival heads, got one without: no {name!r}")
+        own = settings.rival(name)
+        spec = msgspec.structs.replace(self.spec, head=own.head)
+        task = build_task(spec, own)
+        weights = self.task.state_dict()
+        kept = {key: w for key, w in weights.items() if not key.startswith(("head.", "rivals."))}
+        of_rival = f"rivals.{name}."
+        chosen = {
+            "head." + key.removeprefix(of_rival): w
+            for key, w in weights.items()
+            if key.startswith(of_rival)
+        }
+        task.load_state_dict({**kept, **chosen})
+        recipe = msgspec.structs.replace(self.recipe, task=own)
+        return dataclasses.replace(self, spec=spec, recipe=recipe, task=task.eval(), ranges=None)
 
     @property
     def encoder(self) -> Encoder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 
@@ -120,8 +119,10 @@ def _cast(
     """The voices that say a phrase."""
     if phrase.apart and rule.by != "none":
         split = _draw_split(rule, rng)
-        by_split = {name: [v for v in voices if splits[v.speaker] == name] for name in get_args(Split)}
-        voices = by_split[split] or by_split["train"] or voices
+        for name in (split, "train"):
+            if of_split := [v for v in voices if splits[v.speaker] == name]:
+                voices = of_split
+                break
     if phrase.clips is None or phrase.clips >= len(voices):
         return voices
     return [voices[i] for i in rng.choice(len(voices), size=phrase.clips, replace=False)]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from edge_imputer.errors import SpecError
+from edge_imputer.imputation import schedule
 from edge_imputer.specs import BLANK_ID, KeywordModelSpec, ModelSpec
 
 from ..data import Batch
+from ..decode import decode
+from ..imputer import ImputerHead
 from ..objective import (
     MASK,
     Alignment,
@@ -18,8 +24,12 @@ from ..objective import (
     mask_alignment,
     sample_alignment,
 )
-from .settings import ImputerTaskSpec
+from ..objective.seeded import random_uniform
+from .settings import ImputerTaskSpec, RollIn
 from .speech import ENCODER_DROPOUT, HEAD_DROPOUT, SpeechTask, per_token
+
+# Streams of an utterance's seed, besides those of `speech.py`.
+CORRUPTED, DRAWN, REFINED = 18, 19, 20
 
 
 class ImputerTask(SpeechTask):
@@ -34,6 +44,7 @@ class ImputerTask(SpeechTask):
     ----------
     ctc : torch.nn.Linear
         What reads the encoder in training; the model that is exported does without.
+    rivals : torch.nn.ModuleDict of ImputerHead
     """
 
     settings: ImputerTaskSpec
@@ -45,45 +56,59 @@ class ImputerTask(SpeechTask):
                 f"{getattr(spec, 'head', type(spec).__name__)}; make it with settings.make_spec"
             )
         super().__init__(spec, settings)
-        self.ctc = nn.Linear(spec.encoder.d_model, spec.tokens.vocabulary_size)
+        d_model = spec.encoder.d_model
+        self.ctc = nn.Linear(d_model, spec.tokens.vocabulary_size)
+        self.rivals = nn.ModuleDict()
+        for name in settings.rivals:
+            self.rivals[name] = ImputerHead(d_model, settings.rival(name).head, spec.tokens)
         self.monitor = f"wer_k{spec.head.block_size}", "min"
 
     def losses(self, batch: Batch, update: int, progress: float) -> dict[str, Tensor]:
-        """As `Task.losses`: "ctc" of the encoder and "imputer" of the head, per token."""
+        """As `Task.losses`: "ctc" of the encoder and "imputer" of the head, per token.
+
+        A rival's loss is there by its name.
+        """
         encoder_out, frames, branches = self.encode(batch)
         logits = self.ctc(self.drop(encoder_out, batch, ENCODER_DROPOUT))
         encoder_loss = self.encoder_loss(logits, branches, frames, batch, progress)
         encoder_loss, restraint = self.restrain(encoder_loss, logits, frames, batch)
-        head_in = encoder_out.detach() if self.settings.stop_gradient else encoder_out
-        head_loss, head_restraint = self._head_loss(
-            self.drop(head_in, batch, HEAD_DROPOUT), logits.detach(), frames, batch, progress
-        )
+        settings = self.settings
+        head_in = encoder_out.detach() if settings.stop_gradient else encoder_out
+        given = _Given(self.drop(head_in, batch, HEAD_DROPOUT), logits.detach(), frames, batch)
+        head_loss, head_restraint = self._head_loss(self.head, settings, given, progress)
         losses = encoder_loss + restraint, head_loss + head_restraint
-        if self.settings.stop_gradient:
+        if settings.stop_gradient:
             loss = losses[0] + losses[1]
         else:
-            weight = self.settings.ctc_weight
-            loss = weight * losses[0] + (1 - weight) * losses[1]
-        found = {"loss": loss, "ctc": encoder_loss.detach(), "imputer": head_loss.detach()}
-        return {**found, **self.reported(restraint + head_restraint)}
+            loss = settings.ctc_weight * losses[0] + (1 - settings.ctc_weight) * losses[1]
+        found = {"ctc": encoder_loss.detach(), "imputer": head_loss.detach()}
+        for name, rival in self.rivals.items():
+            rival_loss, rival_restraint = self._head_loss(
+                rival, settings.rival(name), given, progress
+            )
+            loss = loss + rival_loss + rival_restraint
+            found[name] = rival_loss.detach()
+        return {"loss": loss, **found, **self.reported(restraint + head_restraint)}
 
     def _head_loss(
-        self, head_in: Tensor, ctc_logits: Tensor, frames: Tensor, batch: Batch, progress: float
+        self, head: nn.Module, settings: ImputerTaskSpec, given: _Given, progress: float
     ) -> tuple[Tensor, Tensor]:
-        """The head's loss given partial alignments, with the penalty on large logits; restraint."""
-        settings = self.settings
+        """A head's loss given partial alignments, with the penalty on large logits; restraint."""
+        batch, frames = given.batch, given.frames
         all_masked = progress < settings.all_masked
         alignment = None
         if not all_masked or settings.loss == "imitation":
-            alignment = self._align(ctc_logits, frames, batch)
+            alignment = given.alignment(settings.roll_in)
         if alignment is None or all_masked:
-            partial = torch.full(ctc_logits.shape[:2], MASK, device=ctc_logits.device)
+            partial = torch.full(given.ctc_logits.shape[:2], MASK, device=frames.device)
         else:
-            partial = self._mask(alignment, frames, batch)
+            partial = _mask(alignment, given, settings)
             # Without a transcript nothing can be filled in.
             partial = partial.masked_fill(self.untranscribed(batch)[:, None], MASK)
-        seen = partial.masked_fill(partial == MASK, self.spec.tokens.mask_id)
-        logits: Tensor = self.head(head_in, seen)
+        partial, shown = _shown(partial, given, settings, all_masked)
+        logits: Tensor = head(
+            given.head_in, shown.masked_fill(shown == MASK, self.spec.tokens.mask_id)
+        )
         if settings.loss == "imitation":
             assert alignment is not None
             losses = imitation_loss(
@@ -111,21 +136,87 @@ class ImputerTask(SpeechTask):
         losses, restraint = self.restrain(per_token(losses, batch), logits, frames, batch)
         return losses + self.logit_penalty(logits, frames), restraint
 
-    def _align(self, logits: Tensor, frames: Tensor, batch: Batch) -> Alignment:
-        """The encoder's alignments of the targets, one an utterance."""
-        arguments = logits, batch.targets, frames, batch.target_lengths
-        if self.settings.roll_in == "viterbi":
-            return best_alignment(*arguments, blank_id=BLANK_ID, validate=False)
-        return sample_alignment(*arguments, blank_id=BLANK_ID, seeds=batch.seeds, validate=False)
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> dict[str, tuple[float, float]]:
+        """As `SpeechTask.validate`; of rivals at K = block size."""
+        found = super().validate(batch)
+        if self.rivals:
+            encoder_out, frames = self.encoder(batch.features, batch.lengths)
+            block = self.spec.head.block_size
+            for name, rival in self.rivals.items():
+                steps = 1 if self.settings.rival(name).all_masked == 1 else block
+                head = cast("ImputerHead", rival)
+                alignment = decode(head, encoder_out, schedule(steps, block))
+                found[f"{name}/wer_k{steps}"] = self.word_errors(batch, alignment, frames)
+        return found
 
-    def _mask(self, alignment: Alignment, frames: Tensor, batch: Batch) -> Tensor:
-        """The partial alignments that the head is shown, `MASK` where open, (B, T)."""
-        policy = self.settings.mask_policy
-        return mask_alignment(
-            alignment.tokens,
-            frames,
-            policy=policy,
-            block_size=self.spec.head.block_size,
-            confidence=alignment.frame_scores if policy == "confidence" else None,
-            seeds=batch.seeds,
-        )
+
+@dataclass
+class _Given:
+    """What the heads of an update learn from: the same for all of them.
+
+    Attributes
+    ----------
+    head_in : (B, T, d_model)
+    ctc_logits : (B, T, V), the encoder's own
+    frames : (B,)
+    """
+
+    head_in: Tensor
+    ctc_logits: Tensor
+    frames: Tensor
+    batch: Batch
+    _alignments: dict[RollIn, Alignment] = field(default_factory=dict)
+
+    def alignment(self, roll_in: RollIn) -> Alignment:
+        """The encoder's alignments of the targets, one an utterance."""
+        if roll_in not in self._alignments:
+            batch = self.batch
+            arguments = self.ctc_logits, batch.targets, self.frames, batch.target_lengths
+            self._alignments[roll_in] = (
+                best_alignment(*arguments, blank_id=BLANK_ID, validate=False)
+                if roll_in == "viterbi"
+                else sample_alignment(
+                    *arguments, blank_id=BLANK_ID, seeds=batch.seeds, validate=False
+                )
+            )
+        return self._alignments[roll_in]
+
+
+def _mask(alignment: Alignment, given: _Given, settings: ImputerTaskSpec) -> Tensor:
+    """The partial alignments that agree with a transcript, `MASK` where open, (B, T)."""
+    policy = settings.mask_policy
+    return mask_alignment(
+        alignment.tokens,
+        given.frames,
+        policy=policy,
+        block_size=settings.head.block_size,
+        confidence=alignment.frame_scores if policy == "confidence" else None,
+        seeds=given.batch.seeds,
+    )
+
+
+def _shown(
+    partial: Tensor, given: _Given, settings: ImputerTaskSpec, all_masked: bool
+) -> tuple[Tensor, Tensor]:
+    """What the loss takes as filled in, and what the head is shown: with the encoder's errors."""
+    seeds, n_frames = given.batch.seeds.to(partial.device), partial.shape[1]
+    shown = partial
+    if settings.corrupted and not all_masked:
+        replaced = random_uniform(seeds, CORRUPTED, (n_frames,)) < settings.corrupted
+        shown = torch.where(replaced & (partial != MASK), _drawn(given, seeds), partial)
+    if settings.refined and not all_masked:
+        whole = random_uniform(seeds, REFINED, (1,)) < settings.refined
+        inside = torch.arange(n_frames, device=partial.device) < given.frames[:, None]
+        best = given.ctc_logits.argmax(-1).masked_fill(~inside, MASK)
+        shown = torch.where(whole, best, shown)
+        partial = partial.masked_fill(whole, MASK)
+    return partial, shown
+
+
+def _drawn(given: _Given, seeds: Tensor) -> Tensor:
+    """A token of every frame, drawn from what the encoder takes it to be, (B, T)."""
+    probabilities = given.ctc_logits.float().softmax(-1)
+    point = random_uniform(seeds, DRAWN, (probabilities.shape[1],))
+    below = probabilities.cumsum(-1) < point[:, :, None]
+    return below.sum(-1).clamp(max=probabilities.shape[2] - 1)

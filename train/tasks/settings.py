@@ -75,6 +75,18 @@ class SpeechSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             check_keywords(self.keywords)
 
 
+class RivalSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a rival head differs from the task's own; None: as that one. See `ImputerTaskSpec`."""
+
+    head: ImputerSpec | None = None
+    loss: HeadLoss | None = None
+    roll_in: RollIn | None = None
+    mask_policy: MaskPolicy | None = None
+    all_masked: float | None = None
+    corrupted: float | None = None
+    refined: float | None = None
+
+
 class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", tag_field="kind"):
     """An encoder trained by CTC and an Imputer head that fills in its alignments.
 
@@ -89,7 +101,19 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
     mask_policy : str
         Which frames are masked; see `edge_imputer.train.objective.mask_alignment`.
     all_masked : float
-        Share of the updates, the first ones, in which the head sees masks only.
+        Share of the updates, the first ones, in which the head sees masks only; 1: it never sees
+        anything else, and is but a deeper CTC, to be read in one pass.
+    corrupted : float
+        Share of the frames shown to the head whose token is drawn anew, as the encoder takes it to
+        be: so it meets errors of its kind, and learns not to build on them.
+    refined : float
+        Share of the utterances of which the head is shown the encoder's whole best alignment,
+        errors and all, with every frame to be found anew: what a last pass meets that looks at
+        everything again (Chi et al. 2021, arXiv:2010.14233, Align-Refine).
+    rivals : dict of str to RivalSpec
+        Heads that learn beside, each by its own settings, from the same encoder on the same
+        batches: to compare what makes a head good, at one encoder's cost. They need
+        `stop_gradient`, and have no part in the model unless `Checkpoint.with_rival` chooses one.
     stop_gradient : bool
         Whether the encoder learns by CTC alone. Else its loss weighs `ctc_weight`, the head's one
         minus this.
@@ -101,8 +125,21 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
     roll_in: RollIn = "viterbi"
     mask_policy: MaskPolicy = "block"
     all_masked: float = 0.2
+    corrupted: float = 0.0
+    refined: float = 0.0
+    rivals: dict[str, RivalSpec] = {}
     stop_gradient: bool = True
     ctc_weight: float = 0.8
+
+    def rival(self, name: str) -> ImputerTaskSpec:
+        """The settings of a rival, as if it were the task's own head; `SpecError` if unknown."""
+        if name not in self.rivals:
+            raise SpecError(f"expected a rival among {', '.join(self.rivals)}, got {name!r}")
+        own = self.rivals[name]
+        given = {
+            key: value for key in own.__struct_fields__ if (value := getattr(own, key)) is not None
+        }
+        return msgspec.structs.replace(self, rivals={}, **given)
 
     def check(self) -> None:
         """Raise `SpecError` on values that cannot train."""
@@ -110,8 +147,12 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
         _check_choice("loss", self.loss, HeadLoss)
         _check_choice("roll_in", self.roll_in, RollIn)
         _check_choice("mask_policy", self.mask_policy, MaskPolicy)
-        _check_shares(all_masked=self.all_masked)
+        _check_shares(corrupted=self.corrupted)
+        for share in ("all_masked", "refined"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise SpecError(f"expected {share} from 0 to 1, got {getattr(self, share)}")
         self.head.check()
+        self._check_rivals()
         if self.head.mixer == "none":
             raise SpecError(
                 "expected a head that reads alignments, of convolutions or attention, got mixer "
@@ -122,6 +163,18 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
                 f"expected ctc_weight between 0.8 and 1 without stop_gradient, got "
                 f"{self.ctc_weight}: a smaller one was measured to ruin the encoder"
             )
+
+    def _check_rivals(self) -> None:
+        if self.rivals and not self.stop_gradient:
+            raise SpecError("expected stop_gradient with rivals: the encoder is to be nobody's own")
+        for name in self.rivals:
+            rival = self.rival(name)
+            if not name.isidentifier() or rival.head.chunk_size != self.head.chunk_size:
+                raise SpecError(
+                    f"rivals: expected names of letters, digits and _, and chunks of "
+                    f"{self.head.chunk_size} frames, got {name!r} with {rival.head.chunk_size}"
+                )
+            rival.check()
 
     def make_spec(
         self, features: AnyFeatureSpec, encoder: AnyEncoderSpec, tokens: TokenSpec | None = None

@@ -118,20 +118,22 @@ class SpeechTask(Task):
         """Word errors over words, at K = 1 and, where the head reads alignments, K = block size."""
         encoder_out, frames = self.encoder(batch.features, batch.lengths)
         block = self.spec.head.block_size
-        references = [
-            self.tokenizer.decode(row[:n].tolist()).split()
-            for row, n in zip(batch.targets, batch.target_lengths, strict=True)
-        ]
-        n_words = float(sum(map(len, references)))
         found: dict[str, tuple[float, float]] = {}
         for n_steps in {1, 1 if self.spec.head.mixer == "none" else block}:
             alignment = decode(self.head, encoder_out, schedule(n_steps, block))
-            errors = sum(
-                edit_distance(words, self.transcript(row[:n]).split())
-                for words, row, n in zip(references, alignment, frames, strict=True)
-            )
-            found[f"wer_k{n_steps}"] = float(errors), n_words
+            found[f"wer_k{n_steps}"] = self.word_errors(batch, alignment, frames)
         return found
+
+    def word_errors(self, batch: Batch, alignment: Tensor, frames: Tensor) -> tuple[float, float]:
+        """Word errors of alignments (B, T), and the number of words."""
+        errors, n_words = 0, 0
+        for target, size, row, n in zip(
+            batch.targets, batch.target_lengths, alignment, frames, strict=True
+        ):
+            words = self.tokenizer.decode(target[:size].tolist()).split()
+            errors += edit_distance(words, self.transcript(row[:n]).split())
+            n_words += len(words)
+        return float(errors), float(n_words)
 
     def transcript(self, alignment: Tensor) -> str:
         """Text of one alignment, (T,)."""

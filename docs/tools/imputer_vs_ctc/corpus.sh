@@ -11,7 +11,7 @@ here=$(dirname "$0")
 say="edge-imputer synthesize"
 mkdir -p "$out/texts"
 $say texts 12600 --seed 1 --without "$here/unseen_words.txt" > "$out/texts/train.txt"
-$say texts 2000 --seed 2 --not-in "$out/texts/train.txt" > "$out/texts/test.txt"
+$say texts 2060 --seed 2 --not-in "$out/texts/train.txt" > "$out/texts/test.txt"
 head -n 12000 "$out/texts/train.txt" > "$out/texts/train_espeak.txt"
 tail -n 600 "$out/texts/train.txt" > "$out/texts/train_festival.txt"
 $say speech "$out/train_espeak" --sentences "$out/texts/train_espeak.txt" --engine espeak --voices 400 \
