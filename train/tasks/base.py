@@ -57,6 +57,10 @@ class Task(nn.Module, ABC):
     def validate(self, batch: Batch) -> dict[str, tuple[float, float]]:
         """Measures of a batch, each a numerator and a denominator: both are summed, see above."""
 
+    def clipped_groups(self) -> list[list[nn.Parameter]]:
+        """Weights whose gradients are clipped by their common norm: all, unless losses are apart."""
+        return [list(self.parameters())]
+
     def summarise(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
         """Measures of all validation batches, from the sums of what `validate` gave.
 

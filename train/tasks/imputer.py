@@ -90,6 +90,12 @@ class ImputerTask(SpeechTask):
             found[name] = rival_loss.detach()
         return {"loss": loss, **found, **self.reported(restraint + head_restraint)}
 
+    def clipped_groups(self) -> list[list[nn.Parameter]]:
+        """As `Task.clipped_groups`: a rival's gradient leaves those of the others as they are."""
+        rivals = [list(rival.parameters()) for rival in self.rivals.values()]
+        theirs = {id(parameter) for group in rivals for parameter in group}
+        return [[p for p in self.parameters() if id(p) not in theirs], *rivals]
+
     def _head_loss(
         self, head: nn.Module, settings: ImputerTaskSpec, given: _Given, progress: float
     ) -> tuple[Tensor, Tensor]:

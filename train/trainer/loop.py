@@ -197,13 +197,7 @@ class Loop:
             for name, values in losses.items():
                 total = values.detach().float().sum() / batch.n_global
                 sums[name] = sums[name] + total if name in sums else total
-        norm = self.fabric.clip_gradients(
-            self.module,
-            self.optimizer,
-            max_norm=recipe.optimizer.gradient_clip or math.inf,
-            error_if_nonfinite=False,
-        )
-        assert norm is not None
+        norm = self._clip_gradients()
         values, stop = self._agree(sums, norm, signals.received)
         with enough_memory(when, "the optimiser's step", MICRO_BATCHES, self._go_on):
             self._step(values, kept_buffers)
@@ -212,6 +206,17 @@ class Loop:
             self.average.update(self.task)
         self._log(values, rate)
         return stop
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip every group of weights by its own norm; the norm over all of them."""
+        norm = self.fabric.clip_gradients(  # clips nothing yet: brings fp16's to their true size
+            self.module, self.optimizer, max_norm=math.inf, error_if_nonfinite=False
+        )
+        assert norm is not None
+        if self.recipe.optimizer.gradient_clip:
+            for parameters in self.task.clipped_groups():
+                nn.utils.clip_grad_norm_(parameters, self.recipe.optimizer.gradient_clip)
+        return norm
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch, on this process's device."""
