@@ -29,7 +29,7 @@ from edge_imputer.specs import (
 )
 from edge_imputer.train.data import Batch
 from edge_imputer.train.decode import decode
-from edge_imputer.train.objective import ctc_loss, imputer_loss
+from edge_imputer.train.objective import MASK, ctc_loss, imputer_loss
 from edge_imputer.train.tasks import (
     TASKS,
     CtcTask,
@@ -37,10 +37,12 @@ from edge_imputer.train.tasks import (
     ImputerTask,
     ImputerTaskSpec,
     KeywordTaskSpec,
+    RivalSpec,
     Task,
     TaskSpec,
     build_task,
 )
+from edge_imputer.train.tasks.imputer import _Given, _mask, _shown
 from edge_imputer.train.tasks.keywords import classify, max_pool_loss
 
 from .fakes import Described
@@ -114,6 +116,16 @@ IMPUTERS = {
     "sampled": ImputerTaskSpec(head=HEAD, roll_in="sampled"),
     "confidence": ImputerTaskSpec(head=HEAD, mask_policy="confidence"),
     "bernoulli": ImputerTaskSpec(head=HEAD, mask_policy="bernoulli", loss="imitation"),
+    "corrupted": ImputerTaskSpec(head=HEAD, corrupted=0.5),
+    "refined": ImputerTaskSpec(head=HEAD, refined=0.5),
+    "masks only": ImputerTaskSpec(head=HEAD, all_masked=1.0),
+    "rivals": ImputerTaskSpec(
+        head=HEAD,
+        rivals={
+            "wide": RivalSpec(head=msgspec.structs.replace(HEAD, width=7)),
+            "imitation": RivalSpec(loss="imitation", corrupted=0.2),
+        },
+    ),
     "joint": ImputerTaskSpec(head=HEAD, stop_gradient=False, ctc_weight=0.9),
     "attention": ImputerTaskSpec(
         head=ImputerSpec(
@@ -249,6 +261,66 @@ def test_the_dp_loss_is_at_most_the_imitation_loss() -> None:
     torch.testing.assert_close(ours["ctc"], theirs["ctc"])
     assert (ours["imputer"] <= theirs["imputer"] + 1e-9).all()
     assert (ours["imputer"] < theirs["imputer"] - 1e-6).any()
+
+
+def test_rivals_learn_as_if_they_were_alone() -> None:
+    """Losses and gradients of a rival are those of a task that has its settings."""
+    settings = IMPUTERS["rivals"]
+    plain = msgspec.structs.replace(settings, rivals={})
+    together, without = task(settings).eval(), task(plain).eval()
+    losses = together.losses(batch(), 50, 0.5)
+    torch.testing.assert_close(losses["ctc"], without.losses(batch(), 50, 0.5)["ctc"])
+    torch.testing.assert_close(losses["imputer"], without.losses(batch(), 50, 0.5)["imputer"])
+    losses["loss"].sum().backward()
+    for name in settings.rivals:
+        alone = task(settings.rival(name)).eval()
+        alone.load_state_dict(
+            {
+                **{k: v for k, v in together.state_dict().items() if not k.startswith("rivals")},
+                **{
+                    f"head.{k}": v
+                    for k, v in cast(ImputerTask, together).rivals[name].state_dict().items()
+                },
+            }
+        )
+        own = alone.losses(batch(), 50, 0.5)
+        torch.testing.assert_close(losses[name], own["imputer"])
+        own["loss"].sum().backward()
+        for key, parameter in cast(ImputerTask, together).rivals[name].named_parameters():
+            theirs = cast(ImputerTask, alone).head.get_parameter(key).grad
+            torch.testing.assert_close(parameter.grad, theirs)
+    groups = together.clipped_groups()
+    assert len(groups) == 3
+    assert sum(map(len, groups)) == len(list(together.parameters()))
+    found = together.validate(batch())
+    assert {"wer_k4", "wide/wer_k4", "imitation/wer_k4"} < set(found)
+
+
+def test_corrupted_and_refined_frames_are_the_encoders() -> None:
+    """What the head is shown, and what the loss takes as filled in."""
+    b = batch((64, 32))
+    frames = torch.tensor([16, 8])
+    logits = torch.randn(2, 16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    given = _Given(torch.zeros(2, 16, 6), logits, frames, b)
+    partial = torch.full((2, 16), MASK)
+    partial[:, ::2] = 1
+    partial[1, 8:] = MASK
+    half = msgspec.structs.replace(IMPUTERS["dp"], corrupted=0.5)
+    kept, shown = _shown(partial, given, half, all_masked=False)
+    assert torch.equal(kept, partial)  # the loss takes no error as filled in
+    assert torch.equal(shown == MASK, partial == MASK)
+    assert 2 <= int((shown != partial).sum()) <= 10
+    sure = F.one_hot(torch.full((2, 16), 3), 4) * 50.0
+    replaced = _shown(partial, _Given(given.head_in, sure, frames, b), half, all_masked=False)[1]
+    assert set(replaced[replaced != partial].tolist()) == {3}
+    for share, as_it_was in ((1.0, False), (0.0, True)):
+        refined = msgspec.structs.replace(IMPUTERS["dp"], refined=share)
+        kept, shown = _shown(partial, given, refined, all_masked=False)
+        whole = logits.argmax(-1)
+        whole[1, 8:] = MASK
+        assert torch.equal(shown, partial if as_it_was else whole)
+        assert (kept == MASK).all() or as_it_was
+        assert torch.equal(_shown(partial, given, refined, all_masked=True)[1], partial)
 
 
 def test_masks_and_dropout_change_with_the_seeds() -> None:
@@ -448,7 +520,19 @@ def test_settings_are_read_from_toml() -> None:
     ("settings", "reason"),
     [
         (ImputerTaskSpec(dropout=1.5), "shares .* got {'dropout': 1.5}"),
-        (ImputerTaskSpec(all_masked=1.0), "shares .* got {'all_masked': 1.0}"),
+        (ImputerTaskSpec(all_masked=1.5), "all_masked from 0 to 1, got 1.5"),
+        (ImputerTaskSpec(refined=-1.0), "refined from 0 to 1, got -1.0"),
+        (ImputerTaskSpec(corrupted=1.0), "shares .* got {'corrupted': 1.0}"),
+        (
+            ImputerTaskSpec(rivals={"a": RivalSpec()}, stop_gradient=False),
+            "expected stop_gradient with rivals",
+        ),
+        (
+            ImputerTaskSpec(rivals={"a": RivalSpec(head=HEAD)}),
+            "rivals: .* chunks of 8 frames, got 'a' with 4",
+        ),
+        (ImputerTaskSpec(rivals={"a b": RivalSpec()}), "rivals: expected names .* got 'a b'"),
+        (ImputerTaskSpec(rivals={"a": RivalSpec(loss="x")}), "loss: expected one of"),
         (ImputerTaskSpec(stop_gradient=False, ctc_weight=0.4), "ctc_weight between 0.8 and 1"),
         (ImputerTaskSpec(head=ImputerSpec(kernel=4)), "odd kernel"),
         (ImputerTaskSpec(head=CtcTaskSpec().head), "reads alignments"),
@@ -502,8 +586,9 @@ def test_an_imputers_head_loss_is_the_objectives() -> None:
     assert isinstance(model.spec, ModelSpec)
     b = batch()
     out, frames = model.encoder(b.features, b.lengths)
-    alignment = model._align(model.ctc(out), frames, b)
-    partial = model._mask(alignment, frames, b)
+    given = _Given(out, model.ctc(out), frames, b)
+    alignment = given.alignment("viterbi")
+    partial = _mask(alignment, given, settings)
     assert ((partial == -1) | (partial == alignment.tokens)).all()
     seen = partial.masked_fill(partial == -1, model.spec.tokens.mask_id)
     losses = imputer_loss(

@@ -10,7 +10,7 @@ from .base import Task
 from .ctc import CtcTask
 from .imputer import ImputerTask
 from .keywords import KeywordTask
-from .settings import CtcTaskSpec, ImputerTaskSpec, KeywordTaskSpec, TaskSpec
+from .settings import CtcTaskSpec, ImputerTaskSpec, KeywordTaskSpec, RivalSpec, TaskSpec
 
 __all__ = [
     "TASKS",
@@ -20,6 +20,7 @@ __all__ = [
     "ImputerTaskSpec",
     "KeywordTask",
     "KeywordTaskSpec",
+    "RivalSpec",
     "Task",
     "TaskSpec",
     "build_task",

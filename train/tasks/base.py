@@ -58,7 +58,7 @@ class Task(nn.Module, ABC):
         """Measures of a batch, each a numerator and a denominator: both are summed, see above."""
 
     def clipped_groups(self) -> list[list[nn.Parameter]]:
-        """Weights whose gradients are clipped by their common norm: all, unless losses are apart."""
+        """Weights whose gradients are clipped by one norm: all, unless their losses are apart."""
         return [list(self.parameters())]
 
     def summarise(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

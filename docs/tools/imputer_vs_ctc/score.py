@@ -1,0 +1,158 @@
+"""Transcripts of every arm of the study "Imputer against CTC", for table.py to count.
+
+    python docs/tools/imputer_vs_ctc/score.py RUNS OUT --data NAME=FOLDER ... --noise FOLDER
+
+RUNS holds a folder ARM_SEED with last.ckpt for each run. Of a run with an Imputer's head the encoder's own CTC, the head
+and its rivals are read, each by every schedule; of one of CTC the one pass there is. OUT gets a file
+ARM_SEED.DATA.CONDITION.jsonl with a line a clip: key, reference, and the text by each reading. What is there is not
+made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edge_imputer.decoding import Language, SearchedText, of_words
+from edge_imputer.imputation import schedule
+from edge_imputer.specs import ModelSpec
+from edge_imputer.tokens import Tokenizer
+from edge_imputer.train.checkpoint import Checkpoint, load_checkpoint
+from edge_imputer.train.data import Featurizer
+from edge_imputer.train.data.corpus import read_clip
+from edge_imputer.train.decode import decode_with_log_probs
+from edge_imputer.train.evaluation.noise import NoiseMixer
+from edge_imputer.train.evaluation.rows import open_data_set
+from edge_imputer.train.synthesis.grammar import grammar_words
+from edge_imputer.train.tasks import ImputerTask
+
+SNR_DB = 10.0
+SILENCE_S = 0.3  # behind every clip: a chunk, in which the last one of the model ends
+SCHEDULES = {
+    "1": schedule(1, 8),
+    "2": schedule(2, 8),
+    "4": schedule(4, 8),
+    "8": schedule(8, 8),
+    "5-2-1": (5, 2, 1),
+    "5-1-1-1": (5, 1, 1, 1),
+    "2-3-3": (2, 3, 3),
+}
+"""Frames of a block that each pass commits."""
+
+
+def main() -> None:
+    """Every run, on every data set, in every condition."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--noise", type=Path, help="a folder of recorded noise, for 10 dB")
+    parser.add_argument("--run", action="append", help="only runs like this; repeatable")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--lexicon", action="store_true", help="read with a list of words, too")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    checkpoints = sorted(given.runs.glob("*/last.ckpt"))
+    for data in given.data:
+        name, _, folder = data.partition("=")
+        for condition in ("clean", *(("10 dB",) if given.noise else ())):
+            noise = given.noise if condition != "clean" else None
+            features = None
+            for file in checkpoints:
+                run = file.parent.name
+                if given.run and not any(Path(run).match(pattern) for pattern in given.run):
+                    continue
+                suffix = ".lexicon" if given.lexicon else ""
+                out = given.out / f"{run}.{name}.{condition.replace(' ', '')}{suffix}.jsonl"
+                if out.exists():
+                    continue
+                loaded = load_checkpoint(file)
+                if features is None:
+                    features = list(_features(Path(folder), given.split, noise, loaded))
+                language = of_words(grammar_words()) if given.lexicon else None
+                _score(loaded, features, language, out)
+                print(out.name, flush=True)
+
+
+def _features(
+    folder: Path, split: str, noise: Path | None, loaded: Checkpoint
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Key, text and plain features (T, mels) of every clip."""
+    assert isinstance(loaded.spec, ModelSpec)
+    featurizer = Featurizer(loaded.spec)
+    rate = loaded.spec.features.sample_rate
+    mixer = NoiseMixer(noise, "test", sample_rate=rate, seed=0) if noise else None
+    for row in open_data_set(folder, split).rows:
+        waveform = np.pad(read_clip(folder, row.record, rate), (0, round(SILENCE_S * rate)))
+        waveform = mixer.mix(waveform, SNR_DB) if mixer else waveform
+        assert row.record.text is not None
+        yield row.record.audio, row.record.text, featurizer.features(waveform)
+
+
+@torch.no_grad()
+def _score(
+    loaded: Checkpoint,
+    features: list[tuple[str, str, np.ndarray]],
+    language: Language | None,
+    out: Path,
+) -> None:
+    """Write a run's texts."""
+    spec, task = loaded.spec, loaded.task
+    assert isinstance(spec, ModelSpec)
+    featurizer, tokenizer = Featurizer(spec), Tokenizer(spec.tokens)
+    search = SearchedText(language, spec) if language else None
+    texts: dict[int, dict[str, str]] = {}
+    order = sorted(range(len(features)), key=lambda i: len(features[i][2]))
+    for first in range(0, len(order), 32):
+        rows = order[first : first + 32]
+        plain = [featurizer.normalize(features[i][2]) for i in rows]
+        lengths = torch.tensor([len(one) for one in plain])
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(p) for p in plain], True)
+        encoder_out, frames = loaded.encoder(padded, lengths)
+        for reading, tokens, log_probs in _readings(task, encoder_out, search is not None):
+            for row, path, scores, n in zip(rows, tokens, log_probs, frames, strict=True):
+                if search is None:
+                    text = tokenizer.decode(tokenizer.collapse(path[:n].tolist()))
+                else:
+                    search.reset()
+                    search.push(scores[:n].numpy())
+                    text = search.final().text
+                texts.setdefault(row, {})[reading] = text
+    lines = [
+        json.dumps({"key": key, "reference": text, "texts": texts[row]})
+        for row, (key, text, _) in enumerate(features)
+    ]
+    part = out.with_suffix(".part")
+    part.write_text("\n".join(lines) + "\n")
+    part.replace(out)
+
+
+def _readings(
+    task: torch.nn.Module, encoder_out: torch.Tensor, searched: bool
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Name, alignment (B, T) and log-probabilities (B, T, V) of every reading of a model."""
+    if not isinstance(task, ImputerTask):
+        log_probs = task.head(encoder_out, task.head.fully_masked(encoder_out)).log_softmax(-1)
+        yield "head 1", log_probs.argmax(-1), log_probs
+        return
+    log_probs = task.ctc(encoder_out).log_softmax(-1)
+    yield "ctc 1", log_probs.argmax(-1), log_probs
+    few = {key: SCHEDULES[key] for key in ("1", "4", "8")}
+    for name, head in {"head": task.head, **task.rivals}.items():
+        main = name in ("head", "imitation")
+        only_one = name == "masks_only"
+        if searched and not main:
+            continue
+        schedules = {"1": (8,)} if only_one else few if searched or not main else SCHEDULES
+        for key, commits in schedules.items():
+            yield f"{name} {key}", *decode_with_log_probs(head, encoder_out, commits)
+
+
+if __name__ == "__main__":
+    main()
