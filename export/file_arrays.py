@@ -22,7 +22,7 @@ from .onnx_functions import inlined
 from .onnx_names import value_names
 from .op_params import bias_scales
 from .parts import in_parts
-from .tflite_emitter import REVERSED, builtin_name, kind_of
+from .tflite_emitter import BIAS_SCALES_KEY, REVERSED, builtin_name, kind_of
 
 Arrays = dict[str, Array]
 
@@ -229,6 +229,8 @@ class _TfliteFile:
         self.dtypes = {getattr(types, name.upper()): np.dtype(name) for name in names}
         self.model = self.schema.ModelT.InitFromPackedBuf(content, 0)
         self.subgraph = self.model.subgraphs[0]
+        keys = [entry.name.decode() for entry in self.model.metadata or ()]
+        self.bare = BIAS_SCALES_KEY in keys
         self.operators: list[tuple[Any, str, int]] = []  # of every operation, and which output
         self.constants: set[str] = set()
         self.numbers: dict[str, int] = {}  # of activations
@@ -255,7 +257,11 @@ class _TfliteFile:
         for name, number in (*operands, (op.output, operator.outputs[output])):
             if name not in self.constants and self.numbers.setdefault(name, number) != number:
                 raise ValueError(f"tensor {number} is not {name}")
-            yield from self._arrays(name, self.subgraph.tensors[number])
+            arrays = dict(self._arrays(name, self.subgraph.tensors[number]))
+            if self.bare and kind in WEIGHT_AXIS and name == op.inputs[2]:
+                (of_input,) = self.subgraph.tensors[inputs[0]].quantization.scale
+                arrays[f"{name}/scale"] = of_input * arrays[f"{name}/scale"]
+            yield from arrays.items()
 
     def named(self) -> Found:
         """Arrays of every tensor with a name."""

@@ -21,8 +21,8 @@ from edge_imputer.errors import ExportError
 
 from .fused.operations import FUSED
 from .graph import Array, Graph, Op
-from .onnx_functions import DOMAIN, folded
-from .onnx_movers import MOVERS, split
+from .onnx_functions import DOMAIN, folded, shared
+from .onnx_movers import MOVERS, permuted, split
 from .onnx_names import prefix_of, value_names
 from .op_params import quant_of
 from .parts import in_parts
@@ -180,7 +180,7 @@ class Writer:
         if perm is None:
             return weight
         stored = self.part(op, "w")
-        return self.once((weight, *perm), lambda: _transpose(self, weight, shape, perm, stored))
+        return self.once((weight, *perm), lambda: permuted(self, weight, shape, perm, stored))
 
     def once(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
         """What several nodes read: made for the first of them."""
@@ -201,7 +201,7 @@ class QdqWriter(Writer):
     """The int8 form: the same nodes between DequantizeLinear and QuantizeLinear.
 
     What a fused graph has in float32 is written as it is.
-    No operation reads what is within another, so that alike ones can be calls of one function.
+    An operation's nodes are a group that makes all it reads itself (see `onnx_functions`).
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -210,7 +210,7 @@ class QdqWriter(Writer):
 
     def folded(self) -> tuple[list[onnx.NodeProto], list[onnx.FunctionProto]]:
         """Nodes and functions."""
-        return folded(self.groups, self.opset)
+        return folded(shared(self.groups), self.opset)
 
     def _emit(self, ops: tuple[Op, ...]) -> None:
         self.made.clear()
@@ -285,12 +285,6 @@ def clips_below_zero(graph: Graph, op: Op) -> bool:
     return graph.is_integer(op) and quant_of(graph, op.output).zero_point == -128
 
 
-def _same_order(shape: tuple[int, ...], perm: tuple[int, ...]) -> bool:
-    """Whether a permutation moves only axes of length 1, so that no byte moves."""
-    kept = [axis for axis in perm if shape[axis] > 1]
-    return kept == sorted(kept)
-
-
 def _conv2d(w: Writer, op: Op) -> None:
     _convolution(w, op, TO_NCHW)
 
@@ -319,21 +313,14 @@ def _to_nchw(w: Writer, op: Op) -> str:
     """Real values of the first input, channels first."""
     x = op.inputs[0]
     stored = w.part(op, "x")
-    _transpose(w, w.operand(x), w.graph.tensors[x].shape, TO_NCHW, stored)
+    permuted(w, w.operand(x), w.graph.tensors[x].shape, TO_NCHW, stored)
     return w.read(x, stored)
 
 
 def _from_nchw(w: Writer, op: Op, y: str) -> None:
     stored, shape = w.part(op, "n"), w.graph.tensors[op.output].shape
     w.write(y, op, stored)
-    _transpose(w, stored, tuple(shape[k] for k in TO_NCHW), TO_NHWC, w.output(op))
-
-
-def _transpose(w: Writer, x: str, shape: tuple[int, ...], perm: tuple[int, ...], y: str) -> str:
-    """Change the layout; where no byte moves, by a Reshape, which costs nothing."""
-    if _same_order(shape, perm):
-        return w.node("Reshape", [x, w.ints([shape[k] for k in perm])], y)
-    return w.node("Transpose", [x], y, perm=perm)
+    permuted(w, stored, tuple(shape[k] for k in TO_NCHW), TO_NHWC, w.output(op))
 
 
 def _relu_of(w: Writer, op: Op, y: str) -> str:
@@ -377,11 +364,6 @@ def _mean(w: Writer, op: Op) -> None:
     w.write(w.node("ReduceMean", [w.read(op.inputs[0]), *axes], w.part(op, "y"), **attrs), op)
 
 
-def _transpose_op(w: Writer, op: Op) -> None:
-    x = op.inputs[0]
-    _transpose(w, w.operand(x), w.graph.tensors[x].shape, op.attrs["perm"], w.output(op))
-
-
 _EMIT: dict[str, Callable[[Writer, Op], None]] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _depthwise_conv2d,
@@ -391,7 +373,6 @@ _EMIT: dict[str, Callable[[Writer, Op], None]] = {
     "softmax": _elementwise("Softmax"),  # over the last axis
     "l2_norm": _elementwise("LpNormalization"),
     "mean": _mean,
-    "transpose": _transpose_op,
     "filter_bank": _depthwise_conv2d,
     **MOVERS,
     "fully_connected": _fully_connected,

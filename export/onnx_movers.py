@@ -52,10 +52,29 @@ def _reshape(w: Writer, op: Op) -> None:
     w.node("Reshape", [w.operand(op.inputs[0]), w.ints(op.attrs["shape"])], w.output(op))
 
 
+def permuted(w: Writer, x: str, shape: tuple[int, ...], perm: tuple[int, ...], y: str) -> str:
+    """Change the layout; where no byte moves, by a Reshape, which costs nothing."""
+    if _same_order(shape, perm):
+        return w.node("Reshape", [x, w.ints([shape[k] for k in perm])], y)
+    return w.node("Transpose", [x], y, perm=perm)
+
+
+def _same_order(shape: tuple[int, ...], perm: tuple[int, ...]) -> bool:
+    """Whether a permutation moves only axes of length 1, so that no byte moves."""
+    kept = [axis for axis in perm if shape[axis] > 1]
+    return kept == sorted(kept)
+
+
+def _transpose(w: Writer, op: Op) -> None:
+    x = op.inputs[0]
+    permuted(w, w.operand(x), w.graph.tensors[x].shape, op.attrs["perm"], w.output(op))
+
+
 MOVERS: dict[str, Callable[[Writer, Op], None]] = {
     "embedding": _embedding,
     "concat": _concat,
     "slice": _slice,
     "pad": _pad,
     "reshape": _reshape,
+    "transpose": _transpose,
 }

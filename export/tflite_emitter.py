@@ -6,14 +6,19 @@ in them once: shapes, scales, zero points, options, constants (see `flatbuffer`)
 and weights have names; an activation has the number of the operation that computes it instead,
 which is its line in `dump`. That is the operator's number too, but for slices that are all of a
 tensor, which are one SPLIT (see `parts`).
+
+A *bare* file leaves out what the runtimes do not read: names of constants, options at their
+defaults, and the scales of biases, which are those of the weight times the input's. XNNPACK wants
+one a channel there, whatever it is: so a bias shares its weight's, and the metadata
+`BIAS_SCALES_KEY` say so. Files are bare that would otherwise be larger than `SIZE_LIMIT`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -23,7 +28,8 @@ from .flatbuffer import TfliteBuilder
 from .fused.operations import FUSED
 from .graph import WEIGHT_AXIS, Array, Graph, Op, Tensor
 from .op_params import bias_scales
-from .parts import cut, in_parts
+from .parts import in_parts
+from .tflite_calls import CALLS, SPLIT, Call
 
 
 class Builtin(NamedTuple):
@@ -36,7 +42,6 @@ class Builtin(NamedTuple):
     int16: tuple[int, str] | None = None
 
 
-SPLIT = "split"  # no operation of a graph's: slices that are all of a tensor, see `parts`
 # Versions are those the TFLite converter writes, but for FULLY_CONNECTED in int8: it would write 4,
 # which runtimes up to 2.9 accept too, though they read only the first weight scale, and compute
 # nonsense. Version 10 keeps them out: 2.13 is the first that has it.
@@ -65,16 +70,21 @@ OPERATORS = {
     "transpose": Builtin("TRANSPOSE", (2, "1.14.0"), (1, "1.6.0")),
     "requantise": Builtin("QUANTIZE", (2, "2.15.0"), None, (2, "2.15.0")),  # 2.14 refuses int16
 }
+WEIGHTED = frozenset({*WEIGHT_AXIS, "embedding"})
 REVERSED = frozenset({"embedding", SPLIT})  # TFLite takes the table, or the axis, first
 SCHEMA_VERSION = 3
 PLACEHOLDER = 127  # old readers' code of an operator that has a greater one
 RUNTIME_KEY = "min_runtime_version"  # metadata that TFLite's own tools read
+BIAS_SCALES_KEY = "bias_scales"  # metadata of a bare file
+BIAS_SCALES = "in units of the input's scale"
+SIZE_LIMIT = 1.15, 30_000  # bytes a weight, and bytes besides, of an int8 file
 
 
 def write_tflite(graph: Graph, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a graph as a .tflite file, float32 or int8 as the graph is.
 
     Inputs and outputs keep their names and order; a signature ``serving_default`` names them too.
+    An int8 file that would be larger than `SIZE_LIMIT` is bare.
 
     Parameters
     ----------
@@ -86,8 +96,8 @@ def write_tflite(graph: Graph, path: str | Path, metadata: Mapping[str, str] | N
     Raises
     ------
     ExportError
-        If the graph holds an unknown operation, or the metadata the key ``min_runtime_version``,
-        which is the file's own.
+        If the graph holds an unknown operation, or the metadata a key that is the file's own,
+        ``min_runtime_version`` or ``bias_scales``.
     MissingExtraError
         If flatbuffers or ai-edge-litert is not installed.
     """
@@ -96,7 +106,19 @@ def write_tflite(graph: Graph, path: str | Path, metadata: Mapping[str, str] | N
 
 def tflite_bytes(graph: Graph, metadata: Mapping[str, str] | None = None) -> bytes:
     """The .tflite file of a graph, see `write_tflite`."""
-    return TfliteWriter(graph).finish(metadata or {})
+    bare = graph.quantised and len(TfliteWriter(graph).finish({})) > size_limit(graph)
+    return TfliteWriter(graph, bare=bare).finish(metadata or {})
+
+
+def size_limit(graph: Graph) -> int:
+    """Bytes that an int8 file should not exceed, metadata of others aside: see `SIZE_LIMIT`.
+
+    Weights are the elements of weights, biases and tables, each tensor once.
+    """
+    constants = {name for op in graph.ops if op.kind in WEIGHTED for name in op.inputs[1:]}
+    n_weights = sum(prod(graph.tensors[name].shape) for name in constants)
+    a_weight, besides = SIZE_LIMIT
+    return int(a_weight * n_weights) + besides
 
 
 def minimum_runtime(graph: Graph) -> str:
@@ -146,12 +168,14 @@ class TfliteWriter:
     Attributes
     ----------
     builtins : mapping from kind of operation to operator
+    bare : bool
+        Whether the file leaves out what the runtimes do not read.
     """
 
     builtins: ClassVar[Mapping[str, Builtin]] = OPERATORS
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, *, bare: bool = False) -> None:
+        self.graph, self.bare = graph, bare
         self.file = TfliteBuilder()
         self.schema = self.file.schema
         self.buffers = [self.file.table("Buffer")]  # number 0 is "no data"
@@ -162,12 +186,17 @@ class TfliteWriter:
         linear = [op for op in graph.ops if op.kind in WEIGHT_AXIS]
         self.axes = {op.inputs[1]: WEIGHT_AXIS[op.kind] for op in linear}
         self.bias_scales = {
-            op.inputs[2]: bias_scales(graph, op) for op in linear if graph.is_integer(op)
+            op.inputs[2]: self._bias_scales(op) for op in linear if graph.is_integer(op)
         }
         named = {name for names in self.interface for name in names}
         for name in dict.fromkeys([*(op.output for op in graph.ops), *graph.inputs]):
             self._activation(graph.tensors[name], name if name in named else "")
         self.operators = self._operators()
+
+    def _bias_scales(self, op: Op) -> Array | None:
+        """What the file has for the scales of an operation's bias."""
+        weight = self.graph.tensors[op.inputs[1]]
+        return weight.weight_scales if self.bare else bias_scales(self.graph, op)
 
     @property
     def interface(self) -> tuple[list[str], list[str]]:
@@ -177,11 +206,13 @@ class TfliteWriter:
     def finish(self, metadata: Mapping[str, str]) -> bytes:
         """Put the model together and serialise it."""
         graph, file = self.graph, self.file
-        if RUNTIME_KEY in metadata:
-            raise ExportError(f"{graph.name}: the key {RUNTIME_KEY} of the metadata is taken")
+        if taken := sorted({RUNTIME_KEY, BIAS_SCALES_KEY} & metadata.keys()):
+            raise ExportError(f"{graph.name}: the key {taken[0]} of the metadata is taken")
         subgraphs = self._subgraphs()
         runtime = _newest(_version(*code, self.builtins)[1] for code in self.codes)
         kept = {RUNTIME_KEY: runtime.encode().ljust(16, b"\0")}
+        if self.bare:
+            kept[BIAS_SCALES_KEY] = BIAS_SCALES.encode()
         kept |= {key: text.encode() for key, text in metadata.items()}
         model = file.table(
             "Model",
@@ -232,7 +263,8 @@ class TfliteWriter:
         key = (tensor.shape, tensor.dtype, tensor.data.tobytes(), quantization)
         if key not in self.constants:
             self.constants[key] = len(self.tensors)
-            self.tensors.append(self._tensor(tensor, tensor.name, self._buffer(tensor.data)))
+            name, buffer = "" if self.bare else tensor.name, self._buffer(tensor.data)
+            self.tensors.append(self._tensor(tensor, name, buffer))
         return self.constants[key]
 
     def _tensor(self, tensor: Tensor, name: str, buffer: int) -> int:
@@ -280,7 +312,7 @@ class TfliteWriter:
 
     def call_of(self, kind: str, first: Op) -> Call:
         """What an operator is given besides its tensors, by its first operation."""
-        return _CALLS[kind](self, first)
+        return CALLS[kind](self, first)
 
     def _emit(
         self,
@@ -293,7 +325,7 @@ class TfliteWriter:
     ) -> int:
         """An operator of the tensors of these numbers."""
         options: dict[str, int] = {}
-        if call.table:
+        if call.table and (call.fields or not self.bare):
             options["builtinOptionsType"] = getattr(self.schema.BuiltinOptions, call.table)
             options["builtinOptions"] = self.file.table(call.table, **call.fields)
         return self.file.table(
@@ -331,101 +363,3 @@ class TfliteWriter:
     def _metadata(self, key: str, content: bytes) -> int:
         name, buffer = self.file.text(key), self._buffer(content)
         return self.file.table("Metadata", name=name, buffer=buffer)
-
-
-class Call(NamedTuple):
-    """What an operator is given besides its tensors: its table of options, and integers."""
-
-    table: str
-    fields: Mapping[str, Any] = MappingProxyType({})
-    constants: tuple[Iterable[Any] | int, ...] = ()
-
-
-def _activation(w: TfliteWriter, op: Op) -> int:
-    kinds = w.schema.ActivationFunctionType
-    return int(kinds.RELU if op.attrs.get("relu") else kinds.NONE)
-
-
-def _window(w: TfliteWriter, op: Op) -> dict[str, int]:
-    """How a window moves; it never reaches over the edge."""
-    stride_h, stride_w = op.attrs["stride"]
-    return {"padding": w.schema.Padding.VALID, "strideH": stride_h, "strideW": stride_w}
-
-
-def _conv2d(w: TfliteWriter, op: Op) -> Call:
-    fields = {**_window(w, op), "fusedActivationFunction": _activation(w, op)}
-    return Call("Conv2DOptions", fields)
-
-
-def _depthwise_conv2d(w: TfliteWriter, op: Op) -> Call:
-    dilation_h, dilation_w = op.attrs["dilation"]
-    fields = {
-        **_window(w, op),
-        "depthMultiplier": 1,
-        "fusedActivationFunction": _activation(w, op),
-        "dilationHFactor": dilation_h,
-        "dilationWFactor": dilation_w,
-    }
-    return Call("DepthwiseConv2DOptions", fields)
-
-
-def _max_pool(w: TfliteWriter, op: Op) -> Call:
-    height, width = op.attrs["size"]
-    return Call("Pool2DOptions", {**_window(w, op), "filterHeight": height, "filterWidth": width})
-
-
-def _mean(w: TfliteWriter, op: Op) -> Call:
-    last = len(w.graph.tensors[op.inputs[0]].shape) - 1
-    return Call("ReducerOptions", {"keepDims": True}, ([last],))
-
-
-def _any_scale(w: TfliteWriter, op: Op) -> dict[str, bool]:
-    """Of int16: by default, scales that are powers of two would take an older way."""
-    wide = type_of(w.graph, op) == "int16"
-    return {"potScaleInt16": False} if wide else {}
-
-
-def _split(w: TfliteWriter, first: Op) -> Call:
-    axis, n_parts = cut(w.graph, first)
-    return Call("SplitOptions", {"numSplits": n_parts}, (axis,))
-
-
-def _plain(table: str) -> Callable[[TfliteWriter, Op], Call]:
-    """Options that stay at their defaults."""
-    return lambda w, op: Call(table)
-
-
-def _fused(kind: str) -> Callable[[TfliteWriter, Op], Call]:
-    return lambda w, op: Call(*FUSED[kind].call(w, op))
-
-
-_CALLS: dict[str, Callable[[TfliteWriter, Op], Call]] = {
-    "conv2d": _conv2d,
-    "depthwise_conv2d": _depthwise_conv2d,
-    "fully_connected": lambda w, op: Call(
-        "FullyConnectedOptions", {"fusedActivationFunction": _activation(w, op)}
-    ),
-    "batch_matmul": lambda w, op: Call("BatchMatMulOptions", {"adjY": op.attrs["transposed"]}),
-    "add": lambda w, op: Call("AddOptions", _any_scale(w, op)),
-    "sub": lambda w, op: Call("SubOptions", _any_scale(w, op)),
-    "mul": _plain("MulOptions"),
-    "minimum": _plain("MaximumMinimumOptions"),
-    "sigmoid": _plain(""),
-    "tanh": _plain(""),
-    "relu": _plain(""),
-    "softmax": lambda w, op: Call("SoftmaxOptions", {"beta": 1.0}),
-    "l2_norm": _plain("L2NormOptions"),
-    "mean": _mean,
-    "max_pool": _max_pool,
-    "embedding": lambda w, op: Call("GatherOptions", {"axis": 0}),
-    "concat": lambda w, op: Call("ConcatenationOptions", {"axis": op.attrs["axis"]}),
-    "slice": lambda w, op: Call("SliceOptions", {}, (op.attrs["begin"], op.attrs["size"])),
-    SPLIT: _split,
-    "pad": lambda w, op: Call("PadOptions", {}, (op.attrs["paddings"],)),
-    "reshape": lambda w, op: Call(
-        "ReshapeOptions", {"newShape": w.file.numbers(op.attrs["shape"])}, (op.attrs["shape"],)
-    ),
-    "transpose": lambda w, op: Call("TransposeOptions", {}, (op.attrs["perm"],)),
-    "requantise": _plain("QuantizeOptions"),
-    **{kind: _fused(kind) for kind in FUSED},
-}

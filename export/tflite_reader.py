@@ -17,7 +17,8 @@ from edge_imputer.quantization import QuantParams
 
 from .graph import WEIGHT_AXIS, Array, Graph, Op, Tensor
 from .op_params import op_params
-from .tflite_emitter import OPERATORS, SPLIT
+from .tflite_calls import SPLIT
+from .tflite_emitter import OPERATORS
 
 Attributes = dict[str, Any]
 
@@ -52,7 +53,7 @@ def read_tflite(path: str | Path, *, name: str = "", n_states: int = 0) -> Graph
 
 
 class _Reader:
-    """Tensors by their number, then operators in order."""
+    """Tensors by their number, then operators in order; a bare file has no options of some."""
 
     def __init__(self, schema: Any, model: Any, source: str) -> None:
         self.model, self.subgraph, self.source = model, model.subgraphs[0], source
@@ -163,11 +164,11 @@ def _depthwise(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
 
 
 def _fully_connected(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
-    return {"relu": options.fusedActivationFunction == reader.relu}
+    return {"relu": getattr(options, "fusedActivationFunction", 0) == reader.relu}
 
 
 def _matmul(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:
-    return {"transposed": bool(options.adjY)}
+    return {"transposed": bool(getattr(options, "adjY", False))}
 
 
 def _pool(reader: _Reader, options: Any, inputs: list[int]) -> Attributes:

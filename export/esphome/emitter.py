@@ -15,7 +15,8 @@ from edge_imputer.errors import ExportError
 from edge_imputer.quantization import QuantParams
 
 from ..graph import Array, Graph, Op, Tensor
-from ..tflite_emitter import OPERATORS, Builtin, Call, TfliteWriter
+from ..tflite_calls import Call
+from ..tflite_emitter import OPERATORS, Builtin, TfliteWriter
 from .contract import OUTPUT_SCALE, check_file
 from .frames import FRAMES
 
