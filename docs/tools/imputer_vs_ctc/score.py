@@ -2,10 +2,10 @@
 
     python docs/tools/imputer_vs_ctc/score.py RUNS OUT --data NAME=FOLDER ... --noise FOLDER
 
-RUNS holds a folder ARM_SEED with last.ckpt for each run. Of a run with an Imputer's head the encoder's own CTC, the head
-and its rivals are read, each by every schedule; of one of CTC the one pass there is. OUT gets a file
-ARM_SEED.DATA.CONDITION.jsonl with a line a clip: key, reference, and the text by each reading. What is there is not
-made again.
+RUNS holds a folder ARM_SEED with last.ckpt for each run. Of a run with an Imputer's head the
+encoder's own CTC, the head and its rivals are read, each by every schedule; of one of CTC the one
+pass there is. OUT gets a file ARM_SEED.DATA.CONDITION.jsonl with a line a clip: key, reference, and
+the text by each reading. What is there is not made again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,178 @@
+"""Tables of the study "Imputer against CTC", from the transcripts that score.py wrote.
+
+    python docs/tools/imputer_vs_ctc/table.py OUT > build/imputer_vs_ctc.json
+
+The JSON object on stdout has `rows`, one for each arm, schedule, decoder, data set, condition and
+seed; `pairs`, differences between arms on the same clips and seeds, with intervals of a paired
+bootstrap over clips (all seeds of a clip drawn together); and `variants`, as rows, of rival heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_imputer.metrics import paired_difference
+from edge_imputer.train.evaluation.error_rates import Errors, character_errors, word_errors
+from edge_imputer.train.synthesis import read_texts
+
+UNSEEN = frozenset(read_texts(Path(__file__).with_name("unseen_words.txt")))
+CONDITIONS = {"clean": "clean", "10dB": "10 dB"}
+HEADS = {"ctc": "ctc", "head": "imputer_dp", "imitation": "imputer_im"}
+PAIRS = (
+    ("imputer_dp", "4", "ctc", "1"),
+    ("imputer_dp", "4", "ctc_deep", "1"),
+    ("imputer_dp", "4", "ctc_compute", "1"),
+    ("imputer_dp", "4", "self_conditioned", "1"),
+    ("imputer_dp", "4", "imputer_im", "4"),
+    ("imputer_dp", "8", "imputer_dp", "1"),
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model gave by one schedule and decoder, on one data set."""
+
+    arm: str
+    schedule: str
+    decoder: str
+    data: str
+    condition: str
+    seed: int
+    words: Errors
+    characters: Errors
+
+    def row(self) -> dict[str, Any]:
+        """As a row of the table."""
+        interval = self.words.interval()
+        unseen = [w == h for one in self.words.alignments for w, h in one.pairs if w in UNSEEN]
+        passes = self.schedule.split("-")
+        return {
+            "arm": self.arm,
+            "k": len(passes) if len(passes) > 1 else int(self.schedule),
+            "schedule": self.schedule if len(passes) > 1 else "even",
+            "decoder": self.decoder,
+            "data": self.data,
+            "condition": self.condition,
+            "wer": interval.value,
+            "ci_low": interval.low,
+            "ci_high": interval.high,
+            "cer": self.characters.total.rate,
+            "oov_wer": 1 - float(np.mean(unseen)) if unseen else None,
+            "oov_words": len(unseen),
+            "n": len(self.words.counts),
+            "seed": self.seed,
+        }
+
+
+def readings(file: Path) -> Iterator[Reading]:
+    """Everything that a file of transcripts holds."""
+    run, data, condition, *rest = file.stem.split(".")
+    arm, _, seed = run.rpartition("_")
+    decoder = "lexicon" if rest else "greedy"
+    lines = [json.loads(line) for line in file.read_text("utf8").splitlines()]
+    references = [line["reference"] for line in lines]
+    for name in lines[0]["texts"]:
+        head, _, commits = name.partition(" ")
+        texts = [line["texts"][name] for line in lines]
+        yield Reading(
+            HEADS.get(head, head) if arm == "shared" else arm,
+            commits,
+            decoder,
+            data,
+            CONDITIONS[condition],
+            int(seed),
+            word_errors(references, texts),
+            character_errors(references, texts),
+        )
+
+
+def pairs(found: list[Reading]) -> Iterator[dict[str, Any]]:
+    """Differences between arms, over the seeds that both have."""
+    by_name = {(r.arm, r.schedule, r.decoder, r.data, r.condition, r.seed): r for r in found}
+    for ours, our_schedule, theirs, their_schedule in PAIRS:
+        for decoder, data, condition in sorted({(r.decoder, r.data, r.condition) for r in found}):
+            both = [
+                (mine, other)
+                for seed in sorted({r.seed for r in found})
+                if (mine := by_name.get((ours, our_schedule, decoder, data, condition, seed)))
+                and (other := by_name.get((theirs, their_schedule, decoder, data, condition, seed)))
+            ]
+            if not both:
+                continue
+            first, second, words = (
+                np.sum([get(mine, other) for mine, other in both], axis=0)
+                for get in (
+                    lambda mine, _: mine.words.counts,
+                    lambda _, other: other.words.counts,
+                    lambda mine, _: mine.words.sizes,
+                )
+            )
+            difference = paired_difference(first, second, words).interval
+            cer = [
+                sum(r.characters.counts.sum() for r in side)
+                / sum(r.characters.sizes.sum() for r in side)
+                for side in zip(*both, strict=True)
+            ]
+            yield {
+                "ours": f"{ours} {our_schedule}",
+                "theirs": f"{theirs} {their_schedule}",
+                "decoder": decoder,
+                "data": data,
+                "condition": condition,
+                "wer": first.sum() / words.sum(),
+                "their_wer": second.sum() / words.sum(),
+                "fewer": 1 - first.sum() / second.sum(),
+                "difference": difference.value,
+                "ci_low": difference.low,
+                "ci_high": difference.high,
+                "cer": cer[0],
+                "their_cer": cer[1],
+                "n": len(words),
+                "seeds": len(both),
+            }
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="what score.py was given")
+    files = sorted(parser.parse_args().out.glob("*.jsonl"))
+    if not files:
+        sys.exit("expected transcripts, found none; make them with score.py")
+    found = [reading for file in files for reading in readings(file)]
+    arms = {*HEADS.values(), "ctc_deep", "ctc_compute", "self_conditioned"}
+    rows = [reading.row() for reading in found]
+    tables = {
+        "rows": [row for row in rows if row["arm"] in arms],
+        "variants": [row for row in rows if row["arm"] not in arms],
+        "pairs": list(pairs(found)),
+    }
+    for row in (*tables["rows"], *tables["variants"]):
+        print(
+            f"{row['arm']:17} K={row['k']} {row['schedule']:8} {row['decoder']:8} {row['data']:8}"
+            f"{row['condition']:6} seed {row['seed']} WER {row['wer']:6.1%}"
+            f" [{row['ci_low']:.1%}, {row['ci_high']:.1%}] CER {row['cer']:.1%}"
+            + (f" unseen {row['oov_wer']:.0%}" if row["oov_wer"] is not None else ""),
+            file=sys.stderr,
+        )
+    for row in tables["pairs"]:
+        print(
+            f"{row['ours']:14} less {row['theirs']:19} {row['decoder']:8}{row['data']:8}"
+            f"{row['condition']:6} {row['fewer']:6.1%} fewer, difference {row['difference']:+.2%}"
+            f" [{row['ci_low']:+.2%}, {row['ci_high']:+.2%}] CER {row['cer']:.2%} against"
+            f" {row['their_cer']:.2%}; {row['seeds']} seeds",
+            file=sys.stderr,
+        )
+    print(json.dumps(tables))
+
+
+if __name__ == "__main__":
+    main()
