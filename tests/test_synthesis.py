@@ -597,6 +597,8 @@ def test_the_command_lists_engines(capsys: pytest.CaptureFixture[str]) -> None:
             "expected a TEXT to find near misses",
         ),
         (["voices", "--engine", "say"], "expected one of the engines"),
+        (["texts", "3", "--grammar", "OUT"], "expected a grammar in UTF-8 at"),
+        (["texts", "3", "--without", "OUT"], "expected a text file in UTF-8 at"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(
@@ -610,3 +612,33 @@ def test_bad_options_are_one_line_and_exit_code_2(
     assert errors[-1].startswith("error: ")
     assert said in errors[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_sentences_are_printed_and_said_by_so_many_voices_of_one_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real_engine("espeak")
+    grammar = tmp_path / "grammar.txt"
+    grammar.write_text("sentence = say <word> | <word> now\nword = yes | no | purple\n")
+    banned = tmp_path / "banned.txt"
+    banned.write_text("purple\n")
+    first = tmp_path / "first.txt"
+    run_command("texts", "3", "--grammar", str(grammar), "--without", str(banned))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(set(lines)) == 3
+    assert not any("purple" in line for line in lines)
+    first.write_text("\n".join(lines) + "\n")
+    run_command("texts", "3", "--grammar", str(grammar), "--not-in", str(first))
+    others = capsys.readouterr().out.splitlines()
+    assert len({*lines, *others}) == 6
+    voices = ["--engine", "espeak", "--voices", "4", "--test", "*"]
+    run_command("speech", str(tmp_path / "out"), "--sentences", str(first), *voices)
+    manifest = [
+        json.loads(row) for row in (tmp_path / "out/manifest.jsonl").read_text().splitlines()
+    ]
+    assert sorted(row["text"] for row in manifest) == sorted(lines * 2)  # two voices by default
+    assert {row["split"] for row in manifest} == {"test"}
+    grammar.write_text("sentence = <nothing>\n")
+    with pytest.raises(SystemExit):
+        main(["synthesize", "texts", "3", "--grammar", str(grammar)])
+    assert f"{grammar}: grammar: 'sentence' names the rule" in capsys.readouterr().err

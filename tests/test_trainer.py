@@ -675,6 +675,27 @@ def test_training_goes_on_from_a_bundle(data, corpus, tmp_path):
         read_initial(bundle.path)
 
 
+def test_rivals_leave_the_others_as_they_are(data, tmp_path):
+    """Encoder and head are those of a run without rivals; a rival is a run with its settings."""
+    settings = ("run.updates=8", "run.valid_every=8", "task.all_masked=0.2")
+    plain = load_checkpoint(run(data, tmp_path / "plain", *settings))
+    rivals = 'task.rivals={twin={}, imitation={loss="imitation", head={width=6}}}'
+    both = load_checkpoint(run(data, tmp_path / "both", *settings, rivals))
+    for name, weight in plain.task.state_dict().items():
+        assert torch.equal(both.task.state_dict()[name], weight), name
+    imitation = both.with_rival("imitation")
+    assert imitation.recipe.task.loss == "imitation"
+    assert imitation.recipe.task.rivals == {}
+    assert imitation.spec.head.width == imitation.head.spec.width == 6
+    theirs = both.task.rivals["imitation"].state_dict()
+    assert all(torch.equal(w, theirs[name]) for name, w in imitation.head.state_dict().items())
+    assert torch.equal(imitation.task.ctc.weight, plain.task.ctc.weight)
+    with pytest.raises(SpecError, match="a rival among twin, imitation, got 'other'"):
+        both.with_rival("other")
+    with pytest.raises(SpecError, match="a rival among"):
+        plain.with_rival("twin")
+
+
 def test_bf16_trains_and_goes_on_exactly(data, tmp_path):
     settings = ["run.updates=6", "run.checkpoint_every=2", "run.precision=bf16"]
     whole = load_checkpoint(run(data, tmp_path / "whole", *settings)).task.state_dict()
