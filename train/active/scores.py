@@ -49,7 +49,7 @@ class ClipScore(msgspec.Struct, frozen=True):
     confidence: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoredBatch:
     """Scores of a batch, in its order.
 
@@ -148,7 +148,6 @@ class _TaskScorer:
             return _together(ones)
         with torch.set_grad_enabled(bool(self._parameters)):
             heard = _hear(self._task, batch, self._options)
-        with torch.no_grad():
             seconds = batch.lengths.to(torch.float64) * self._frame_s
             seeds = random_bits(batch.seeds, STREAM + 1 + self._seed, (1,))[:, 0]
             asked = Asked(heard, self._options, self._parameters, seeds, seconds)
