@@ -9,8 +9,8 @@ import pytest
 
 from edge_imputer.cli.main import main
 from edge_imputer.cli.steps import corpus_folder
-from edge_imputer.train.active import benchmark
-from edge_imputer.train.active.benchmark import WITHOUT_NETWORK, Bench, Row, figures
+from edge_imputer.train.active import selection_benchmark as benchmark
+from edge_imputer.train.active.selection_benchmark import WITHOUT_NETWORK, Bench, Row, figures
 
 from .processes import run_python
 
@@ -63,7 +63,7 @@ def test_the_command_prints_and_writes_the_figures(
 
 GROWTH = """
 import tests.conftest
-from edge_imputer.train.active.benchmark import growth_mb
+from edge_imputer.train.active.selection_benchmark import growth_mb
 print(growth_mb({n}))
 """
 

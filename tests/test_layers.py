@@ -79,7 +79,7 @@ TABLE = {
             "soundfile": frozenset(
                 {
                     "train/data/augment/channel.py",
-                    "train/active/benchmark.py",
+                    "train/active/selection_benchmark.py",
                     "train/data/benchmark.py",
                     "train/data/combine.py",
                     "train/synthesis/engines/base.py",

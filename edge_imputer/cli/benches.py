@@ -287,7 +287,7 @@ def bench_data(bundle: Path | None) -> dict[str, Any]:
 def bench_select(bundle: Path | None) -> dict[str, Any]:
     """A pool scored by every strategy: CPU time of one core; shards; memory of a million rows."""
     require("lightning", extra="train")
-    from edge_imputer.train.active import benchmark
+    from edge_imputer.train.active import selection_benchmark as benchmark
     from edge_imputer.train.benchmark import processor
 
     from .steps import corpus_folder

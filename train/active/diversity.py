@@ -58,6 +58,10 @@ def choose_diverse(
     _check(embeddings, weight, seconds, budget_s, picks)
     rng = np.random.default_rng(seed)
     norms = _squared_norms(embeddings)
+    if not np.isfinite(norms).all():
+        raise SpecError(
+            "expected finite embeddings; clips without a score have none, leave them out"
+        )
     distances = norms.copy()
     free = weight > 0
     chosen: list[int] = []
@@ -103,7 +107,7 @@ def _approach(
     for start in range(0, len(distances), CHUNK):
         part = slice(start, start + CHUNK)
         near = norms[part, None] + norms[new] - 2.0 * (embeddings[part] @ centres.T)
-        near[near < 1e-6 * norms[part, None]] = 0.0  # what rounding leaves of a double
+        near[near < 1e-5 * norms[part, None]] = 0.0  # what rounding leaves of a double
         np.minimum(distances[part], near.min(1), out=distances[part])
 
 

@@ -100,8 +100,9 @@ def path_bound(log_probs: Tensor, inputs: Tensor, n_frames: Tensor, *, squared: 
     n_frames : (B,)
     """
     inside = torch.arange(inputs.shape[1], device=inputs.device) < n_frames[:, None]
-    doubt = 1 - log_probs.exp().square().sum(-1)
-    values = (inputs.square().sum(-1) + 1) * doubt.clamp(min=0)
+    # p (1 - p) summed, so that nothing cancels where a frame is nearly certain
+    doubt = (log_probs.exp() * -torch.expm1(log_probs)).sum(-1)
+    values = (inputs.square().sum(-1) + 1) * doubt
     bound = values.masked_fill(~inside, 0.0).sum(1)
     return bound if squared else bound.sqrt()
 

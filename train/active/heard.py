@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from .gradients import deep_lengths, layer_gradients, lengths_of
 from .options import ScoreOptions
+
+How = Literal["likeliest", "drawn", "best"]
+"""Which of an utterance's labels count: the most probable, random ones, or what is heard."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,12 @@ class Heard(ABC):
 
     Attributes
     ----------
+    options : ScoreOptions
     first : Readout
         What is heard.
     """
 
+    options: ScoreOptions
     first: Readout
 
     @abstractmethod
@@ -108,22 +114,15 @@ class Heard(ABC):
         """Least confidence of each utterance, and the confidence it is made of: (B,), (B,)."""
 
     @abstractmethod
-    def entropy(self, options: ScoreOptions, seeds: Tensor) -> Tensor:
+    def entropy(self) -> Tensor:
         """In nats, (B,)."""
 
     @abstractmethod
-    def hypotheses(self, how: str, options: ScoreOptions, seeds: Tensor) -> list[Hypotheses]:
-        """Labels and their gradients, for every readout: their lengths are averaged.
-
-        Parameters
-        ----------
-        how : "likeliest", "drawn" or "best"
-        options : ScoreOptions
-        seeds : long, (B,)
-        """
+    def hypotheses(self, how: How) -> list[Hypotheses]:
+        """Labels and their gradients, for every readout of the loss, over which one averages."""
 
     @abstractmethod
-    def bound(self, options: ScoreOptions, seeds: Tensor) -> Tensor:
+    def bound(self) -> Tensor:
         """An upper bound of the expected gradient length, (B,)."""
 
 

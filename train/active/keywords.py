@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data import Batch
 from ..tasks import KeywordTask
 from ..tasks.keywords import where_likeliest
-from .heard import Heard, Hypotheses, Readout, recorded_inputs
+from .heard import Heard, How, Hypotheses, Readout, recorded_inputs
 from .options import ScoreOptions
 
 TRAINED = 1.0  # the progress whose loss counts: that of the last updates
@@ -28,10 +28,11 @@ class HeardKeywords(Heard):
     task : KeywordTask
         In evaluation mode.
     batch : Batch
+    options : ScoreOptions
     """
 
-    def __init__(self, task: KeywordTask, batch: Batch) -> None:
-        self._task = task
+    def __init__(self, task: KeywordTask, batch: Batch, options: ScoreOptions) -> None:
+        self._task, self.options = task, options
         model = task.model
         # Windows are classified inside the encoder's network.
         layer: Any = model.encoder.network if task.spec.windowed else model
@@ -54,12 +55,12 @@ class HeardKeywords(Heard):
         best = self._class_log_probs.amax(-1)
         return -torch.expm1(best), best.exp()
 
-    def entropy(self, options: ScoreOptions, seeds: Tensor) -> Tensor:
+    def entropy(self) -> Tensor:
         """Of the class."""
         entropies: Tensor = torch.special.entr(self._class_log_probs.exp()).sum(-1)
         return entropies
 
-    def hypotheses(self, how: str, options: ScoreOptions, seeds: Tensor) -> list[Hypotheses]:
+    def hypotheses(self, how: How) -> list[Hypotheses]:
         """All classes, however they are asked for; or the best one."""
         n_classes = len(self._task.spec.classes)
         readout = self.first
@@ -80,10 +81,10 @@ class HeardKeywords(Heard):
             (delta,) = torch.autograd.grad(losses.sum(), repeated)
         return [Hypotheses(readout, weights, delta.view(len(labels), *readout.logits.shape))]
 
-    def bound(self, options: ScoreOptions, seeds: Tensor) -> Tensor:
+    def bound(self) -> Tensor:
         """The expected length itself, which costs no more."""
-        (found,) = self.hypotheses("drawn", options, seeds)
-        return found.expected_length((), squared=options.squared)
+        (found,) = self.hypotheses("drawn")
+        return found.expected_length((), squared=self.options.squared)
 
     def _classes(self) -> Tensor:
         """Log-probabilities of each utterance's classes, (B, C)."""

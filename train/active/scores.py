@@ -49,7 +49,7 @@ class ClipScore(msgspec.Struct, frozen=True):
     confidence: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoredBatch:
     """Scores of a batch, in its order.
 
@@ -147,20 +147,19 @@ class _TaskScorer:
             ones = [self.score(part) for part in _clips(batch)]
             return _together(ones)
         with torch.set_grad_enabled(bool(self._parameters)):
-            heard = _hear(self._task, batch, self._options)
-        with torch.no_grad():
             seconds = batch.lengths.to(torch.float64) * self._frame_s
             seeds = random_bits(batch.seeds, STREAM + 1 + self._seed, (1,))[:, 0]
-            asked = Asked(heard, self._options, self._parameters, seeds, seconds)
+            heard = _hear(self._task, batch, self._options, seeds)
+            asked = Asked(heard, self._parameters, seeds, seconds)
             values, embeddings = self._strategy.function(asked)
             return _finish(heard, values, embeddings, seconds)
 
 
-def _hear(task: Task, batch: Batch, options: ScoreOptions) -> Heard:
+def _hear(task: Task, batch: Batch, options: ScoreOptions, seeds: Tensor) -> Heard:
     if isinstance(task, (CtcTask, ImputerTask)):
-        return HeardSpeech(task, batch, options)
+        return HeardSpeech(task, batch, options, seeds)
     if isinstance(task, KeywordTask):
-        return HeardKeywords(task, batch)
+        return HeardKeywords(task, batch, options)
     raise SpecError(f"expected a task that can be scored, got {type(task).__name__}")
 
 

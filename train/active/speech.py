@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from ..objective import MASK, mask_alignment
 from ..objective.seeded import random_bits
 from ..tasks import CtcTask, ImputerTask
 from .gradients import label_gradients, path_bound
-from .heard import Heard, Hypotheses, Readout, recorded_inputs
+from .heard import Heard, How, Hypotheses, Readout, recorded_inputs
 from .labelings import Labelings, best_labeling, sample_labelings
 from .nbest import likeliest_labelings
 from .options import ScoreOptions
@@ -34,6 +36,8 @@ class HeardSpeech(Heard):
         In evaluation mode.
     batch : Batch
     options : ScoreOptions
+    seeds : long, (B,)
+        Of what is drawn for each utterance.
 
     Raises
     ------
@@ -41,8 +45,11 @@ class HeardSpeech(Heard):
         The loss asked for is the head's, of a model that has none.
     """
 
-    def __init__(self, task: CtcTask | ImputerTask, batch: Batch, options: ScoreOptions) -> None:
-        self._task = task
+    def __init__(
+        self, task: CtcTask | ImputerTask, batch: Batch, options: ScoreOptions, seeds: Tensor
+    ) -> None:
+        self._task, self.options = task, options
+        self._seeds = seeds
         self._has_head = isinstance(task, ImputerTask) and options.loss != "ctc"
         if options.loss == "imputer" and not self._has_head:
             raise SpecError(
@@ -70,22 +77,24 @@ class HeardSpeech(Heard):
         per_frame = losses[0] / self._n_frames.clamp(min=1)
         return -torch.expm1(-per_frame) * self._n_frames, torch.exp(-per_frame)
 
-    def entropy(self, options: ScoreOptions, seeds: Tensor) -> Tensor:
+    def entropy(self) -> Tensor:
         """Of the frames' tokens, summed; or of the labeling, the mean of -log p(y) over draws."""
         log_probs = self.first.log_probs
-        if options.entropy == "frame":
+        if self.options.entropy == "frame":
             inside = torch.arange(log_probs.shape[1], device=log_probs.device)
             inside = inside < self._n_frames[:, None]
             frames: Tensor = torch.special.entr(log_probs.exp()).sum(-1)
             return frames.masked_fill(~inside, 0.0).sum(1)
-        drawn = sample_labelings(log_probs, self._n_frames, options.n_samples, seeds)
+        n = self.options.n_samples
+        drawn = sample_labelings(log_probs, self._n_frames, n, self._seeds)
         return label_gradients(log_probs, self._n_frames, drawn)[0].mean(0)
 
-    def hypotheses(self, how: str, options: ScoreOptions, seeds: Tensor) -> list[Hypotheses]:
+    def hypotheses(self, how: How) -> list[Hypotheses]:
         """The most probable labelings, draws, or the best one, of every readout of the loss."""
+        options = self.options
         found = []
-        readouts = self._readouts(options, seeds)
-        for readout, own in zip(readouts, self._seeds(seeds, len(readouts)), strict=True):
+        seeds = self._drawn_seeds(len(self._readouts))
+        for readout, own in zip(self._readouts, seeds, strict=True):
             log_probs, n_frames = readout.log_probs, readout.n_frames
             labels: Labelings
             if how == "likeliest":
@@ -105,11 +114,11 @@ class HeardSpeech(Heard):
             found.append(Hypotheses(readout, weights, delta))
         return found
 
-    def bound(self, options: ScoreOptions, seeds: Tensor) -> Tensor:
+    def bound(self) -> Tensor:
         """`path_bound`, the mean over the loss's readouts."""
         bounds = [
-            path_bound(r.log_probs, r.inputs, r.n_frames, squared=options.squared)
-            for r in self._readouts(options, seeds)
+            path_bound(r.log_probs, r.inputs, r.n_frames, squared=self.options.squared)
+            for r in self._readouts
         ]
         return torch.stack(bounds).mean(0)
 
@@ -121,7 +130,8 @@ class HeardSpeech(Heard):
         shape = (*logits.shape[:2], inputs[0].shape[-1])
         return Readout.of(logits, inputs[0].reshape(shape), self._n_frames, filled)
 
-    def _readouts(self, options: ScoreOptions, seeds: Tensor) -> list[Readout]:
+    @functools.cached_property
+    def _readouts(self) -> list[Readout]:
         """What the loss is computed from: of an Imputer head, one a roll-in."""
         task = self._task
         if not (self._has_head and isinstance(task, ImputerTask)):
@@ -129,7 +139,7 @@ class HeardSpeech(Heard):
         path_scores, path = task.ctc(self._encoder_out).detach().log_softmax(-1).max(-1)
         policy = task.settings.mask_policy
         readouts = []
-        for own in self._seeds(seeds, options.n_masks):
+        for own in self._drawn_seeds(self.options.n_masks):
             partial = mask_alignment(
                 path,
                 self._n_frames,
@@ -142,7 +152,6 @@ class HeardSpeech(Heard):
             readouts.append(self._read(seen, partial))
         return readouts
 
-    @staticmethod
-    def _seeds(seeds: Tensor, n: int) -> tuple[Tensor, ...]:
+    def _drawn_seeds(self, n: int) -> tuple[Tensor, ...]:
         """`n` seeds of every utterance, each (B,); one more changes none of the others."""
-        return random_bits(seeds, _STREAM, (n,)).unbind(1)
+        return random_bits(self._seeds, _STREAM, (n,)).unbind(1)

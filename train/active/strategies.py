@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..objective.seeded import random_uniform
 from .gradients import project
-from .heard import Heard
-from .options import ScoreOptions
+from .heard import Heard, How
 
 STREAM = 32  # of an utterance's seed; streams above this are those of a scorer's own seed
 
@@ -22,22 +21,21 @@ class Asked:
     """What a strategy's function is given."""
 
     heard: Heard
-    options: ScoreOptions
     parameters: tuple[nn.Parameter, ...]
     seeds: Tensor  # (B,)
     seconds: Tensor  # (B,)
 
-    def expected_length(self, how: str) -> Tensor:
+    def expected_length(self, how: How) -> Tensor:
         """Expected gradient length, the mean over the loss's readouts, (B,)."""
-        found = self.heard.hypotheses(how, self.options, self.seeds)
-        squared = self.options.squared
+        found = self.heard.hypotheses(how)
+        squared = self.heard.options.squared
         return torch.stack(
             [h.expected_length(self.parameters, squared=squared) for h in found]
         ).mean(0)
 
     def gradient(self) -> Tensor:
         """Of the output layer, as if what is heard was right, (B, V, D + 1)."""
-        found = self.heard.hypotheses("best", self.options, self.seeds)
+        found = self.heard.hypotheses("best")
         return torch.stack([h.gradients()[0] for h in found]).mean(0)
 
 
@@ -50,8 +48,7 @@ class Strategy:
     meaning : str
         For people.
     function : callable
-        What was heard, the options, the scorer's parameters and the seeds (B,) -> scores (B,), and
-        embeddings (B, D) or None.
+        What is `Asked` -> scores (B,), and embeddings (B, D) or None.
     options : tuple of str
         Which of `ScoreOptions` it takes.
     needs_embedding, weighted : bool
@@ -75,7 +72,7 @@ def _least_confidence(asked: Asked) -> tuple[Tensor, None]:
 
 
 def _entropy(asked: Asked) -> tuple[Tensor, None]:
-    return asked.heard.entropy(asked.options, asked.seeds), None
+    return asked.heard.entropy(), None
 
 
 def _egl(asked: Asked) -> tuple[Tensor, None]:
@@ -87,18 +84,18 @@ def _egl_sampled(asked: Asked) -> tuple[Tensor, None]:
 
 
 def _egl_bound(asked: Asked) -> tuple[Tensor, None]:
-    return asked.heard.bound(asked.options, asked.seeds), None
+    return asked.heard.bound(), None
 
 
 def _badge(asked: Asked) -> tuple[Tensor, Tensor]:
     gradient = asked.gradient()
     by_second = asked.seconds.clamp(min=1e-9).to(gradient).rsqrt()
-    embedding = project(gradient * by_second[:, None, None], asked.options.dimensions)
+    embedding = project(gradient * by_second[:, None, None], asked.heard.options.dimensions)
     return gradient.square().sum((1, 2)), embedding
 
 
 def _egl_diversity(asked: Asked) -> tuple[Tensor, Tensor]:
-    embedding = project(asked.gradient(), asked.options.dimensions)
+    embedding = project(asked.gradient(), asked.heard.options.dimensions)
     return asked.expected_length("drawn"), nn.functional.normalize(embedding, dim=1)
 
 
