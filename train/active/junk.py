@@ -41,7 +41,7 @@ class JunkRules(msgspec.Struct, frozen=True, kw_only=True):
         Reasons that do not count: silent, noise, clipped.
     """
 
-    min_s: float = 0.3
+    min_s: float = 0.2
     max_s: float = 35.0
     keep: tuple[Literal["silent", "noise", "clipped"], ...] = ()
 

@@ -115,9 +115,7 @@ class PoolBlocks(Dataset[Block]):
         guess = np.full(self.featurizer.n_encoder_frames(len(x)), BLANK_ID)
         return Example(self.featurizer.normalize(x), [], guess, seed=seed)
 
-    def _batches(
-        self, waiting: Sequence[tuple[int, Example]]
-    ) -> Iterator[tuple[list[int], Batch]]:
+    def _batches(self, waiting: Sequence[tuple[int, Example]]) -> Iterator[tuple[list[int], Batch]]:
         """Batches of about equally long utterances."""
         spec = self.featurizer.spec.features
         most = round(self.batch_s * spec.sample_rate / spec.hop_length)

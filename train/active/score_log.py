@@ -8,8 +8,7 @@ run that was interrupted.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.errors import DataError, SpecError
+from edge_imputer.files import write_atomically
 
 from ..data.journal import writing
 
 BLOCK = 64  # rows
-
-_NAME = re.compile(r"scores-(\d+)-of-(\d+)\.jsonl")
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -119,13 +117,11 @@ class ScoreLog:
         The file holds scores of something else, or cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, shard: Shard, purpose: dict[str, Any], n_rows: int
-    ) -> None:
+    def __init__(self, folder: Path, shard: Shard, purpose: dict[str, Any], n_rows: int) -> None:
         self.path = shard.file(folder)
         self.blocks = shard.blocks(n_rows)
         self.n_rows = shard.n_rows(n_rows)
-        head = _head(purpose)
+        head = head_of(purpose)
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             size, done = _resume(self.path, head, self.blocks, n_rows)
@@ -135,7 +131,9 @@ class ScoreLog:
             os.lseek(self._descriptor, 0, os.SEEK_END)
             if not size:
                 self._write(head)
-        self._embeddings = _embedding_file(self.path)
+        self._head = head
+        self._embeddings = embedding_file(self.path)
+        self._mark_when_done()
 
     def __enter__(self) -> ScoreLog:
         return self
@@ -165,6 +163,15 @@ class ScoreLog:
             self._write(b"".join(msgspec.json.encode(e) + b"\n" for e in numbered))
         self.blocks_done += 1
         self.rows_done += len(entries)
+        self._mark_when_done()
+
+    def _mark_when_done(self) -> None:
+        """Say that all is there, for those who wait: see `is_complete`."""
+        mark = _mark_of(self.path)
+        if self.rows_done == self.n_rows:
+            write_atomically(mark, self._head)
+        else:
+            mark.unlink(missing_ok=True)
 
     def _put(self, vectors: npt.NDArray[np.float32]) -> None:
         place = self._n_vectors * vectors.shape[1] * 4
@@ -184,11 +191,13 @@ class ScoreLog:
             data = data[os.write(self._descriptor, data) :]
 
 
-def _head(purpose: dict[str, Any]) -> bytes:
+def head_of(purpose: dict[str, Any]) -> bytes:
+    """The first line of a file of scores."""
     return msgspec.json.encode({"scores": 1, **purpose}) + b"\n"
 
 
-def _embedding_file(scores: Path) -> Path:
+def embedding_file(scores: Path) -> Path:
+    """Where the embeddings of a file of scores are, little-endian float32, row by row."""
     return scores.with_suffix(".f32")
 
 
@@ -203,7 +212,7 @@ def _resume(
         if first != head:
             if not first.endswith(b"\n"):  # killed while it was begun
                 return 0, (0, 0, 0)
-            raise _foreign(path, first, head)
+            raise foreign(path, first, head)
         size = len(first)
         n_blocks = n_done = n_vectors = 0
         for block in blocks:
@@ -212,14 +221,14 @@ def _resume(
             if not all(line.endswith(b"\n") for line in lines):
                 break
             for line, row in zip(lines, rows, strict=True):
-                n_vectors += _entry(path, line, row).vector >= 0
+                n_vectors += entry_of(path, line, row).vector >= 0
             size += sum(map(len, lines))
             n_done += len(rows)
             n_blocks += 1
     return size, (n_blocks, n_done, n_vectors)
 
 
-def _entry(path: Path, line: bytes, row: int) -> Entry:
+def entry_of(path: Path, line: bytes, row: int) -> Entry:
     """The entry of a row."""
     try:
         found = _decode(line)
@@ -239,7 +248,8 @@ def _entry(path: Path, line: bytes, row: int) -> Entry:
 _decode = msgspec.json.Decoder(Entry).decode
 
 
-def _foreign(path: Path, found: bytes, head: bytes) -> DataError:
+def foreign(path: Path, found: bytes, head: bytes) -> DataError:
+    """What is wrong with a file of scores that begins otherwise."""
     try:
         theirs, ours = (msgspec.json.decode(h, type=dict[str, Any]) for h in (found, head))
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -251,141 +261,11 @@ def _foreign(path: Path, found: bytes, head: bytes) -> DataError:
     )
 
 
-class ScoreTable:
-    """The scores of a whole pool: 17 bytes a row in memory, the rest is read when asked for.
-
-    Attributes
-    ----------
-    key : float32, (N,)
-        What clips are ranked by.
-    seconds : float32, (N,)
-    state : uint8, (N,)
-        Places in `REASONS`; 0: the row has a score.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        key: npt.NDArray[np.float32],
-        seconds: npt.NDArray[np.float32],
-        state: npt.NDArray[np.uint8],
-        offsets: npt.NDArray[np.int64],
-        n_vectors: Sequence[int],
-    ) -> None:
-        self._files = files
-        self._n_vectors = n_vectors  # of each file
-        self.key, self.seconds, self.state = key, seconds, state
-        self._offsets = offsets  # (N,) bytes into the row's own file
-
-    def __len__(self) -> int:
-        return len(self.key)
-
-    def entries(self, rows: npt.ArrayLike) -> Iterator[Entry]:
-        """Entries of some rows, in the order given."""
-        opened = [path.open("rb") for path in self._files]
-        try:
-            for row in np.asarray(rows).tolist():
-                file = opened[row // BLOCK % len(opened)]
-                file.seek(int(self._offsets[row]))
-                yield _decode(file.readline())
-        finally:
-            for file in opened:
-                file.close()
-
-    def embeddings(self, entries: Sequence[Entry]) -> npt.NDArray[np.float32]:
-        """Embeddings of some rows, (M, D).
-
-        Raises
-        ------
-        DataError
-            They are not there.
-        """
-        shard = np.array([entry.row // BLOCK % len(self._files) for entry in entries])
-        place = np.array([entry.vector for entry in entries])
-        found: npt.NDArray[np.float32] | None = None
-        for index, path in enumerate(self._files):
-            mine = shard == index
-            if mine.any():
-                vectors = _vectors(_embedding_file(path), self._n_vectors[index])
-                if found is None:
-                    found = np.empty((len(entries), vectors.shape[1]), np.float32)
-                found[mine] = vectors[place[mine]]
-        return np.zeros((0, 1), np.float32) if found is None else found
+def is_complete(path: Path, purpose: dict[str, Any]) -> bool:
+    """Whether a shard's file has all of its rows, for what these scores are to hold for."""
+    mark = _mark_of(path)
+    return mark.is_file() and mark.read_bytes() == head_of(purpose)
 
 
-def _vectors(path: Path, n: int) -> npt.NDArray[np.float32]:
-    size = path.stat().st_size if path.is_file() else 0
-    if not n or not size or size % (4 * n):
-        raise DataError(
-            f"{path}: expected the embeddings of {n} clips, got {size} bytes; remove "
-            f"{path.with_suffix('.jsonl').name} beside it and score anew"
-        )
-    return np.memmap(path, "<f4", "r", shape=(n, size // 4 // n))
-
-
-def shards_in(folder: Path) -> list[Path]:
-    """The files of a whole set of shards, in order.
-
-    Raises
-    ------
-    DataError
-        There is none, or one is missing.
-    """
-    found: dict[int, dict[int, Path]] = {}
-    for path in folder.glob("scores-*.jsonl"):
-        match = _NAME.fullmatch(path.name)
-        if match:
-            found.setdefault(int(match[2]), {})[int(match[1])] = path
-    for of, parts in sorted(found.items()):
-        if len(parts) == of:
-            return [parts[index] for index in range(1, of + 1)]
-    if not found:
-        raise DataError(f"{folder}: expected scores, found none; score the shards first")
-    of, parts = max(found.items(), key=lambda item: len(item[1]) / item[0])
-    missing = next(k for k in range(1, of + 1) if k not in parts)
-    raise DataError(
-        f"{folder}: {len(parts)} of {of} shards are there; score the others, such as "
-        f"--shard {missing}/{of}"
-    )
-
-
-def is_complete(path: Path, shard: Shard, purpose: dict[str, Any], n_rows: int) -> bool:
-    """Whether a shard's file has all of its rows; reads it whole."""
-    if not path.is_file():
-        return False
-    _, (n_blocks, _, _) = _resume(path, _head(purpose), shard.blocks(n_rows), n_rows)
-    return n_blocks == len(shard.blocks(n_rows))
-
-
-def read_in_order(
-    files: Sequence[Path], purpose: dict[str, Any], n_rows: int
-) -> Iterator[tuple[int, Entry]]:
-    """Every entry in the pool's order, with its byte offset in its file.
-
-    Raises
-    ------
-    DataError
-        A file is of something else, or has not all of its rows.
-    """
-    head = _head(purpose)
-    opened = [path.open("rb") for path in files]
-    try:
-        for path, file in zip(files, opened, strict=True):
-            first = file.readline()
-            if first != head:
-                raise _foreign(path, first, head)
-        offsets = [len(head)] * len(files)
-        for block in range(-(-n_rows // BLOCK)):
-            index = block % len(files)
-            for row in rows_of(block, n_rows):
-                line = opened[index].readline()
-                if not line.endswith(b"\n"):
-                    raise DataError(
-                        f"{files[index]}: ends before row {row} of {n_rows}; go on with --shard "
-                        f"{index + 1}/{len(files)}"
-                    )
-                yield offsets[index], _entry(files[index], line, row)
-                offsets[index] += len(line)
-    finally:
-        for file in opened:
-            file.close()
+def _mark_of(path: Path) -> Path:
+    return path.with_suffix(".done")
