@@ -13,7 +13,7 @@ from .. import __version__
 from ..errors import MissingExtraError, SpecError, TrainingStopped, require
 from ..files import write_atomically
 from ..measured import Interval
-from .select import _device, _workers
+from .select import chosen_device, default_workers
 from .show import say, table
 from .steps import corpus_folder
 
@@ -119,8 +119,8 @@ def active_study(
             corpus,
             plan,
             out,
-            device=_device(device),
-            workers=_workers(workers),
+            device=chosen_device(device),
+            workers=default_workers(workers),
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except TrainingStopped as stopped:
