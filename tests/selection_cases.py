@@ -11,8 +11,9 @@ import numpy as np
 import soundfile as sf
 import torch
 
-from edge_imputer.specs import TokenSpec
+from edge_imputer.specs import AnyModelSpec, TokenSpec
 from edge_imputer.train.checkpoint import Origin, pack
+from edge_imputer.train.recipe import Recipe
 from edge_imputer.train.tasks import build_task
 
 from .training_cases import tiny_recipe
@@ -76,9 +77,17 @@ def babbles(n: int, start: int = 0) -> dict[str, np.ndarray]:
 def write_model(path: Path) -> Path:
     """A checkpoint of a tiny model with random weights."""
     recipe = tiny_recipe("digits")
-    spec = recipe.task.make_spec(
-        recipe.features, recipe.encoder, TokenSpec(characters=tuple(" abcdef"))
-    )
+    tokens = TokenSpec(characters=tuple(" abcdef"))
+    return _write(path, recipe, recipe.task.make_spec(recipe.features, recipe.encoder, tokens))
+
+
+def write_keyword_model(path: Path) -> Path:
+    """A checkpoint of a tiny keyword model with random weights."""
+    recipe = tiny_recipe("keywords-35", "task.keywords=['ab', 'abba']")
+    return _write(path, recipe, recipe.task.make_spec(recipe.features, recipe.encoder))
+
+
+def _write(path: Path, recipe: Recipe, spec: AnyModelSpec) -> Path:
     torch.manual_seed(0)
     task = build_task(spec, recipe.task)
     with torch.no_grad():

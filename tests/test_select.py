@@ -16,7 +16,7 @@ import pytest
 import soundfile as sf
 
 from edge_imputer.cli.main import main
-from edge_imputer.errors import DataError, SpecError
+from edge_imputer.errors import CheckpointError, DataError, SpecError
 from edge_imputer.train.active import JunkRules, Selection, SelectionOptions, SelectionReport
 from edge_imputer.train.active import selecting as selecting_module
 from edge_imputer.train.active.choosing import Choosing, choose
@@ -29,6 +29,7 @@ from .selection_cases import (
     babbles,
     pool_row,
     read_lines,
+    write_keyword_model,
     write_lines,
     write_model,
     write_pool,
@@ -208,6 +209,8 @@ def test_scores_of_something_else_are_not_taken(
         selection(model, pool, whole / "to_label.jsonl", seed=1).score(Shard())
     with pytest.raises(DataError, match=r"made otherwise .rules"):
         selection(model, pool, whole / "to_label.jsonl", rules=JunkRules(max_s=9)).select()
+    with pytest.raises(DataError, match="file of its own"):
+        selection(model, pool, pool)
     with pytest.raises(DataError, match="expected scores, found none"):
         selection(model, pool, tmp_path / "to_label.jsonl").select()
     opened = selection(model, pool, tmp_path / "to_label.jsonl")
@@ -242,6 +245,37 @@ def test_a_budget_larger_than_the_pool_takes_all_and_says_so(
     assert report.chosen.clips == 5
     assert "the budget of 2 h is larger than what the pool has" in report.warnings[0]
     assert "no --trained-on" in report.warnings[1]
+
+
+def test_a_folder_of_recordings_is_a_pool(model: Path, pool: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    (folder / "monday").mkdir(parents=True)
+    for name in ("000.wav", "001.wav"):
+        shutil.copy(pool.parent / name, folder / "monday")
+    (folder / "broken.ogg").write_bytes(b"no audio")
+    report = run(model, folder, tmp_path / "to_label.jsonl")
+    assert report.chosen.clips == 2
+    assert list(report.left_out) == ["unreadable"]
+    rows = read_lines(tmp_path / "to_label.jsonl")
+    assert {row["duration_s"] for row in rows} == {0.5, 0.6}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match=r"or recordings .*found neither"):
+        run(model, empty, tmp_path / "to_label.jsonl")
+
+
+def test_a_keyword_model_chooses_too(pool: Path, tmp_path: Path) -> None:
+    keywords = write_keyword_model(tmp_path / "k.ckpt")
+    some = write_lines(pool.parent / "keywords.jsonl", read_lines(pool)[:8])
+    report = run(keywords, some, tmp_path / "to_label.jsonl", strategy="egl")
+    assert report.chosen.clips == 8
+    heard = {row["heard"] for row in read_lines(tmp_path / "to_label.jsonl")}
+    assert heard <= {"ab", "abba", "_unknown_", "_silence_", ""}
+
+
+def test_a_bundle_without_weights_is_refused(untrained_bundle: Path, pool: Path, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="has no weights"):
+        selection(untrained_bundle, pool, tmp_path / "to_label.jsonl")
 
 
 def test_the_page_plays_every_clip_and_filters_by_reason(whole: Path) -> None:

@@ -49,7 +49,7 @@ def select(
         Path, typer.Argument(help="A checkpoint (.ckpt), the folder of a run, or a bundle.")
     ],
     pool: Annotated[
-        Path, typer.Option(help="Manifest or corpus folder of clips that could be labelled.")
+        Path, typer.Option(help="What could be labelled: a manifest, or a folder of recordings.")
     ],
     budget_hours: Annotated[float, typer.Option(help="Hours of audio to choose; never exceeded.")],
     strategy: Annotated[

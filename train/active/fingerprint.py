@@ -19,18 +19,28 @@ Waveform = npt.NDArray[np.float32]
 Print = npt.NDArray[np.uint8]
 
 RATE = FeatureSpec().sample_rate  # of every fingerprint, whatever the model's is
-N_SEGMENTS = 33  # of time; neighbours are compared
-N_BANDS = 9
+N_SEGMENTS = 17  # of time; neighbours are compared
+N_BANDS = 17
 PRINT_BYTES = (N_SEGMENTS - 1) * (N_BANDS - 1) // 8
-FLOOR = 8.0  # nats below the loudest: what is fainter is noise of a codec
+FLOOR = 6.0  # nats below the loudest: what is fainter is noise of a codec
 
-# Of the 256 bits. On the data of docs/active_learning.md a copy by another codec, at an eighth of
-# the loudness or 10 ms later differs in 20 to 35 of them, another take of a word in 50 or more.
-NEAR_BITS = 40
+# Of the bits that either has. docs/active_learning.md says how far copies and other clips are off.
+NEAR = 0.35
 LENGTHS_DIFFER = 0.05  # share; copies are about as long
 LENGTHS_DIFFER_S = 0.06  # or that
 
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+def difference(prints: Print, print_: Print) -> npt.NDArray[np.float64]:
+    """Share of bits that differ among those that either fingerprint has, (N, 32) -> (N,).
+
+    Bits of silence are 0 in both, and say nothing.
+    """
+    differ = _ONES[prints ^ print_].sum(axis=-1, dtype=np.int32)
+    either = _ONES[prints | print_].sum(axis=-1, dtype=np.int32)
+    share: npt.NDArray[np.float64] = differ / np.maximum(either, 1)
+    return share
 
 
 class Fingerprinter:
@@ -41,7 +51,7 @@ class Fingerprinter:
         self._least = FeatureSpec().n_samples(N_SEGMENTS)
 
     def __call__(self, waveform: Waveform) -> Print:
-        """256 bits of a recording (n,) of 0.35 s or more; shorter ones are filled with zeros.
+        """256 bits of a recording (n,); one below 0.2 s is filled up with zeros.
 
         Returns
         -------
@@ -58,7 +68,7 @@ class Fingerprinter:
 
 
 def _segments(frames: Waveform) -> npt.NDArray[np.float64]:
-    """Means of equal parts of the clip, borders between frames and all: (T, F) -> (33, F)."""
+    """Means of equal parts of the clip, borders between frames and all: (T, F) -> (17, F)."""
     sums = np.zeros((len(frames) + 1, frames.shape[1]))
     np.cumsum(frames, axis=0, out=sums[1:])
     borders = np.linspace(0, len(frames), N_SEGMENTS + 1)
@@ -69,7 +79,7 @@ def _segments(frames: Waveform) -> npt.NDArray[np.float64]:
 
 
 def _bands(grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Means of neighbouring mel bands: (33, F) -> (33, 9)."""
+    """Means of neighbouring mel bands: (17, F) -> (17, 17)."""
     return np.stack([part.mean(1) for part in np.array_split(grid, N_BANDS, axis=1)], axis=1)
 
 
@@ -92,14 +102,14 @@ class KnownPrints:
 
     def find(self, print_: Print, seconds: float) -> int | None:
         """Number of the nearest one that is the same recording; None: there is none."""
-        best: tuple[int, int] | None = None
+        best: tuple[float, int] | None = None
         slack = max(LENGTHS_DIFFER * seconds, LENGTHS_DIFFER_S)
         for place in range(_bin(max(0.0, seconds - slack)), _bin(seconds + slack) + 1):
             prints = self._by_length.get(place)
             found = prints.nearest(print_, seconds, slack) if prints else None
             if found is not None and (best is None or found < best):
                 best = found
-        return best[1] if best is not None and best[0] <= NEAR_BITS else None
+        return best[1] if best is not None and best[0] <= NEAR else None
 
 
 class _Prints:
@@ -120,14 +130,14 @@ class _Prints:
         self._numbers[self._n] = number
         self._n += 1
 
-    def nearest(self, print_: Print, seconds: float, slack: float) -> tuple[int, int] | None:
-        """Bits that differ and number of the nearest one, the first on a tie."""
+    def nearest(self, print_: Print, seconds: float, slack: float) -> tuple[float, int] | None:
+        """Difference and number of the nearest one, the first on a tie."""
         near = np.flatnonzero(np.abs(self._seconds[: self._n] - seconds) <= slack)
         if not len(near):
             return None
-        bits = _ONES[self._prints[near] ^ print_].sum(axis=1, dtype=np.int32)
-        first = int(bits.argmin())
-        return int(bits[first]), int(self._numbers[near[first]])
+        differ = difference(self._prints[near], print_)
+        first = int(differ.argmin())
+        return float(differ[first]), int(self._numbers[near[first]])
 
 
 def _bin(seconds: float) -> int:

@@ -16,6 +16,7 @@ from edge_imputer.errors import DataError, SpecError
 from ..data import Featurizer, Manifest
 from ..data.manifest import find_manifest
 from .choosing import CANDIDATES, Choosing, choose
+from .folder import pool_file
 from .junk import JunkFilter, JunkRules
 from .label_tasks import Export
 from .model import OpenedModel, open_model
@@ -40,7 +41,7 @@ class SelectionOptions:
     Attributes
     ----------
     model, pool, out : Path
-        See `open_model`; a manifest or a corpus folder; the file of chosen rows to write.
+        See `open_model`; see `pool_file`; the file of chosen rows to write.
     budget_s : float
     strategy : a name of `STRATEGIES`
     settings : of `ScoreOptions`
@@ -92,8 +93,6 @@ class SelectionOptions:
             raise SpecError(f"--out: expected a file such as to_label.jsonl, got {self.out}")
         if not self.batch_s > 0:
             raise SpecError(f"expected batches of more than 0 s, got {self.batch_s:g}")
-        if find_manifest(self.pool).resolve() == self.out.resolve():
-            raise DataError(f"expected a file of its own to write, got {self.out}, the pool")
 
 
 class Selection:
@@ -119,7 +118,9 @@ class Selection:
         self.scorer: Scorer = open_scorer(
             options.strategy, self.model.task, seed=options.seed, **options.settings
         )
-        self.pool_file = find_manifest(options.pool)
+        self.pool_file = pool_file(options.pool, options.folder)
+        if self.pool_file.resolve() == options.out.resolve():
+            raise DataError(f"expected a file of its own to write, got {options.out}, the pool")
         self.n_rows = len(Manifest.open(self.pool_file))
         self.notes: list[str] = []
         self.purpose: dict[str, Any] = {
