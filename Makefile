@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup tflite-runtime demo test test-slow lint format typecheck check bench-latency bench-frontend \
-  bench-loss bench-attention bench-data bench-runtimes wheel wheels clean
+  bench-loss bench-attention bench-data bench-select bench-runtimes wheel wheels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ bench-attention: setup  ## sparse attention beside dense, against length, with a
 
 bench-data: setup  ## files to augmented batches: CPU time of one core, memory of a million rows
 	$(BIN)/edge-imputer bench data $(BENCH_ARGS)
+
+bench-select: setup  ## scoring a pool: CPU time of one core by strategy, memory of a million rows
+	$(BIN)/edge-imputer bench select $(BENCH_ARGS)
 
 bench-runtimes: setup  ## presets in every runtime, CPU time a second of audio (BENCH_ARGS=--all)
 	$(BIN)/edge-imputer bench runtimes $(BENCH_ARGS)

@@ -95,6 +95,11 @@ def _end_with_parent() -> None:
 
 def check_clip(task: ClipTask) -> Finding:
     """Decode a clip and measure it; see `check_clips`."""
+    return read_and_check(task)[0]
+
+
+def read_and_check(task: ClipTask) -> tuple[Finding, Float32]:
+    """Decode a clip and measure it; its samples besides, none where there is a problem."""
     facts: dict[str, object] = {
         "audio": task.audio,
         "offset_s": task.offset_s,
@@ -106,7 +111,7 @@ def check_clip(task: ClipTask) -> Finding:
     except (AudioError, OSError, subprocess.SubprocessError) as error:
         text = " ".join(str(error).split())
         facts |= {"problem": _problem(error, text), "detail": text.removeprefix(f"{task.audio}: ")}
-        return Finding(**facts)  # type: ignore[arg-type]
+        return Finding(**facts), np.zeros(0, np.float32)  # type: ignore[arg-type]
     if task.copy_to is not None:
         copy = write_copy(Path(task.copy_to), waveform, rate, task.copy_rate)
         facts |= {"copy_size": len(copy), "copy_digest": copy_digest(copy)}
@@ -119,7 +124,7 @@ def check_clip(task: ClipTask) -> Finding:
             waveform.tobytes(), digest_size=16, salt=rate.to_bytes(8, "little")
         ).hexdigest(),
     }
-    return Finding(**facts)  # type: ignore[arg-type]
+    return Finding(**facts), waveform  # type: ignore[arg-type]
 
 
 def stamp(task: ClipTask) -> tuple[int, int]:

@@ -79,6 +79,7 @@ TABLE = {
             "soundfile": frozenset(
                 {
                     "train/data/augment/channel.py",
+                    "train/active/selection_benchmark.py",
                     "train/data/benchmark.py",
                     "train/data/combine.py",
                     "train/synthesis/engines/base.py",
@@ -91,7 +92,13 @@ TABLE = {
                 frozenset({"train/synthesis/engines/kokoro.py"}),
             ),
             "matplotlib": frozenset(
-                {"train/evaluation/plots.py", "train/evaluation/page.py"}  # draws; asks for it
+                {
+                    "train/evaluation/plots.py",
+                    "train/evaluation/page.py",  # asks for it
+                    "train/active/plots.py",
+                    "train/active/study_plot.py",
+                    "train/active/writing.py",  # asks for it
+                }
             ),
         },
     ),

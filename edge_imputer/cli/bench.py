@@ -11,7 +11,10 @@ import typer
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="latency, frontend, loss, attention, encoders, data or runtimes.")
+        str,
+        typer.Argument(
+            help="latency, frontend, loss, attention, encoders, data, select or runtimes."
+        ),
     ],
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle to time; untrained weights if unset.")

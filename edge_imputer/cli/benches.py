@@ -284,6 +284,45 @@ def bench_data(bundle: Path | None) -> dict[str, Any]:
     return {**figures, "measured_on": processor(), "rows": msgspec.to_builtins(rows)}
 
 
+def bench_select(bundle: Path | None) -> dict[str, Any]:
+    """A pool scored by every strategy: CPU time of one core; shards; memory of a million rows."""
+    require("lightning", extra="train")
+    from edge_imputer.train.active import selection_benchmark as benchmark
+    from edge_imputer.train.benchmark import processor
+
+    from .steps import corpus_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench = benchmark.Bench(Path(folder), corpus_folder(None))
+        rows = bench.rows()
+        agree = bench.shards_agree()
+    print(processor())
+    table(
+        "From files to scores",
+        ["strategy", "where", "clips", "ms a clip", "clips a second", "seconds of audio a second"],
+        [
+            (
+                row.strategy,
+                row.where,
+                row.n_clips,
+                f"{row.ms_per_clip:.2f}",
+                f"{row.clips_per_s:.1f}",
+                f"{row.audio_s_per_s:.0f}",
+            )
+            for row in rows
+        ],
+    )
+    found = benchmark.figures(rows) | {"rss_growth_mb_1m_rows": benchmark.growth_apart(1_000_000)}
+    found = {key: float(f"{value:.4g}") for key, value in found.items()}
+    table("Summary", ["figure", "value"], [*found.items(), ("two shards give one's", agree)])
+    return {
+        **found,
+        "two_shards_same": agree,
+        "measured_on": processor(),
+        "rows": msgspec.to_builtins(rows),
+    }
+
+
 BENCHES: dict[str, Callable[[Path | None], dict[str, Any]]] = {
     "latency": bench_latency,
     "frontend": bench_frontend,
@@ -291,4 +330,5 @@ BENCHES: dict[str, Callable[[Path | None], dict[str, Any]]] = {
     "attention": bench_attention,
     "encoders": bench_encoders,
     "data": bench_data,
+    "select": bench_select,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import require
-from .show import say, table
+from .show import ClipProgress, say, table
 
 if TYPE_CHECKING:
     from edge_imputer.train.data.prepare import Report
@@ -176,7 +175,7 @@ def prepare(
         keep=tuple(reason.value for reason in keep or ()),
         rate=rate,
     )
-    with _Progress() as progress:
+    with ClipProgress("checking clips") as progress:
         report = prepare_corpus(
             name,
             root,
@@ -290,40 +289,6 @@ def export_lhotse(
 
     for split, n in export(Manifest.open(manifest), out).items():
         say(f"{split}: {n} cuts")
-
-
-class _Progress:
-    """A progress bar on stderr, where that is a terminal."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("checking clips"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task("clips", total=None)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
 
 
 def _cores() -> int:

@@ -15,12 +15,15 @@ import typer
 from .. import __version__
 from ..errors import EdgeImputerError
 from . import synthesize
+from .active_study import active_study
 from .bench import bench
 from .data import app as data_app
 from .evaluate import evaluate
 from .export import export
 from .improve import improve, mine
+from .labels import add_labels
 from .listening import JsonOption, json_line, print_error, spot, transcribe
+from .select import select
 from .training import recipe_app
 from .verify import verify
 
@@ -43,11 +46,14 @@ app = typer.Typer(
 app.add_typer(synthesize.app, name="synthesize")
 app.add_typer(data_app)
 app.add_typer(recipe_app, name="recipe")
+data_app.command("add-labels")(add_labels)
 app.command()(transcribe)
 app.command()(spot)
 app.command()(evaluate)
 app.command()(mine)
 app.command()(improve)
+app.command()(select)
+app.command("active-study")(active_study)
 app.command()(verify)
 app.command()(bench)
 app.command()(export)

@@ -7,6 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -189,3 +196,29 @@ def _state_bytes(inputs: Sequence[object], n_states: int) -> int:
             size *= n
         total += size
     return total
+
+
+class ClipProgress:
+    """A bar of clips done and the time left on stderr, where that is a terminal. A context."""
+
+    def __init__(self, what: str) -> None:
+        self._bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("clips", total=None)
+
+    def __enter__(self) -> ClipProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how many of all are done."""
+        self._bar.update(self._task, completed=done, total=total)

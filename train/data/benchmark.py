@@ -273,9 +273,9 @@ def growth_mb(n_rows: int, n_updates: int = 2000) -> float:
             (folder / str(n)).mkdir()
             write_manifest(folder / str(n), _rows(n))
         _draw(folder / "1000", 10)
-        before = _peak_bytes(reset=True)
+        before = peak_bytes(reset=True)
         _draw(folder / str(n_rows), n_updates)
-        return (_peak_bytes() - before) / 2**20
+        return (peak_bytes() - before) / 2**20
 
 
 def growth_apart(n_rows: int) -> float:
@@ -321,7 +321,7 @@ def _draw(folder: Path, n_updates: int) -> None:
             usable.source.manifest[draw.rows[0]]
 
 
-def _peak_bytes(reset: bool = False) -> int:
+def peak_bytes(reset: bool = False) -> int:
     """The most memory that was resident, or, with `reset`, what is now; then it starts anew."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")

@@ -152,6 +152,8 @@ def flat_alignment(
     alignment = np.full(n_frames, BLANK_ID, np.int64)
     for text, start_s, end_s in spans:
         ids = tokenizer.encode(text)
+        if not ids:  # nothing is said
+            continue
         start = min(round(start_s / frame_s), n_frames)
         end = min(max(round(end_s / frame_s), start + len(ids)), n_frames)
         separator = tokenizer.separator_id

@@ -334,11 +334,11 @@ def loader(
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_outlive_signals if workers else None,
+        worker_init_fn=outlive_signals if workers else None,
     )
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """Let the training process answer a signal that all of its processes get.
 
     Ctrl-C reaches the workers too, and so does the SIGTERM of a service manager. A worker that

@@ -125,6 +125,10 @@ class Manifest(Sequence[ClipRecord]):
         for line in self._raw():
             yield self._lines.decode(line)
 
+    def line(self, index: int) -> bytes:
+        """Row `index` as it stands in the file, with the keys that records ignore."""
+        return self._line(index)
+
     def where(self, rows: npt.ArrayLike) -> Manifest:
         """Return some of the rows.
 

@@ -29,7 +29,7 @@ def join_clips(
     for clip, gap in zip(clips, gaps_s, strict=False):
         parts += [np.zeros(round(gap * sample_rate), np.float32), clip.waveform]
     parts.append(np.zeros(round(gaps_s[-1] * sample_rate), np.float32))
-    return np.concatenate(parts), " ".join(clip.text for clip in clips)
+    return np.concatenate(parts), " ".join(clip.text for clip in clips if clip.text)
 
 
 def joined_sequences(

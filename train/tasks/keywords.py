@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -63,7 +64,14 @@ class KeywordTask(Task):
         if not self.spec.windowed and self.training:
             out = seeded_dropout(out, self.settings.dropout, batch.seeds, _DROPOUT)
         logits = self.model.classifier(out).float()
-        labels = batch.labels.clamp(min=0)
+        losses = self.label_losses(logits, n_scores, batch.labels.clamp(min=0), progress)
+        usable = (batch.labels >= 0) & (n_scores > 0)
+        return {"loss": losses.where(usable, 0.0)}
+
+    def label_losses(
+        self, logits: Tensor, n_scores: Tensor, labels: Tensor, progress: float
+    ) -> Tensor:
+        """Weighted losses of utterances (B,) for their logits (B, T, C) and any labels (B,)."""
         valid = torch.arange(logits.shape[1], device=logits.device) < n_scores[:, None]
         settings = self.settings
         if settings.loss == "max-pool" and progress >= settings.mean_pooled:
@@ -71,8 +79,7 @@ class KeywordTask(Task):
         else:
             mean = (logits * valid[:, :, None]).sum(1) / n_scores.clamp(min=1)[:, None]
             losses = torch.nn.functional.cross_entropy(mean, labels, reduction="none")
-        usable = (batch.labels >= 0) & (n_scores > 0)
-        return {"loss": (losses * self.weights[labels]).where(usable, 0.0)}
+        return losses * self.weights[labels]
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, tuple[float, float]]:
@@ -144,11 +151,20 @@ def classify(logits: Tensor, n_scores: Tensor, n_keywords: int) -> Tensor:
     classes : long, (B,)
         0 where an utterance has no score.
     """
+    found = where_likeliest(logits, n_scores, n_keywords).argmax(-1)
+    return found.where(n_scores > 0, 0)
+
+
+def where_likeliest(logits: Tensor, n_scores: Tensor, n_keywords: int) -> Tensor:
+    """Log-probabilities of the classes where a keyword is likeliest, (B, C).
+
+    Parameters are those of `classify`; of an utterance without a score all classes are as likely.
+    """
     log_probs = logits.log_softmax(-1)
     best = log_probs[:, :, 1 : 1 + n_keywords].amax(-1)  # (B, T)
     valid = torch.arange(best.shape[1], device=best.device) < n_scores[:, None]
     if not best.shape[1]:
-        return torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        return logits.new_zeros(len(logits), logits.shape[2]).log_softmax(-1)
     place = best.masked_fill(~valid, -torch.inf).argmax(1)
-    found = log_probs[torch.arange(len(place), device=place.device), place].argmax(-1)
-    return found.where(n_scores > 0, 0)
+    found = log_probs[torch.arange(len(place), device=place.device), place]
+    return found.where(n_scores[:, None] > 0, -math.log(logits.shape[2]))

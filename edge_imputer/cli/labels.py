@@ -1,0 +1,90 @@
+"""``edge-imputer data add-labels``: what people wrote becomes a manifest to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import SpecError, require
+from .data import Punctuation
+from .show import say
+
+
+def add_labels(
+    manifest: Annotated[
+        Path, typer.Argument(help="Manifest of the clips, such as to_label.jsonl of `select`.")
+    ],
+    labels: Annotated[
+        Path, typer.Argument(help="Label Studio's JSON or JSON-MIN export, or a table (.tsv).")
+    ],
+    out: Annotated[Path, typer.Option(help="Manifest (.jsonl) or corpus folder to write.")],
+    characters: Annotated[
+        str | None, typer.Option(help="The only ones texts may have, beside the space.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint or bundle whose characters these are.")
+    ] = None,
+    punctuation: Annotated[
+        Punctuation, typer.Option(help="Keep it in texts, or remove it.")
+    ] = Punctuation.keep,
+    field: Annotated[
+        str | None, typer.Option(help="Where the text is, if not called transcription or text.")
+    ] = None,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Leave labels out that are not right, and say which.")
+    ] = False,
+) -> None:
+    """Join labels to the clips they are of, by the clip's id or the path of its audio.
+
+    Writes the rows that have a label. Unknown characters, unknown clips, empty labels and second
+    labels of a clip are errors; with `--skip` they are left out.
+
+    Examples:
+
+    `edge-imputer data add-labels to_label.jsonl project-1.json --out corpora/field`
+
+    `edge-imputer data add-labels to_label.jsonl labels.tsv --out field.jsonl --model best.ckpt
+    --punctuation remove --skip`
+    """
+    require("torch", extra="train")
+    from edge_imputer.train.data.label_files import read_labels
+    from edge_imputer.train.data.labels import add_labels as join
+
+    if characters is not None and model is not None:
+        raise SpecError("--characters and --model both say what texts may have; give one of them")
+    if model is not None:
+        characters = _characters(model)
+    report = join(
+        manifest,
+        read_labels(labels, field),
+        out,
+        characters=characters,
+        remove_punctuation=punctuation is Punctuation.remove,
+        skip=skip,
+    )
+    for line in report.lines():
+        say(f"left out: {line}")
+    if report.skipped:
+        say(f"{report.skipped} labels were passed over by the labeller")
+    say(
+        f"{report.written} clips with labels, {report.hours:.2f} h; {report.unlabelled} without "
+        "are left out"
+    )
+    print(out)
+
+
+def _characters(model: Path) -> str:
+    """The characters that a model can write."""
+    require("lightning", extra="train")
+    from edge_imputer.train.trainer import read_initial
+
+    from ..specs import ModelSpec
+
+    spec = read_initial(model).spec
+    if not isinstance(spec, ModelSpec):
+        raise SpecError(
+            f"{model} is a keyword model, which writes no characters; leave --model out"
+        )
+    return "".join(spec.tokens.characters)

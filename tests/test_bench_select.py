@@ -1,0 +1,78 @@
+"""What `make bench-select` computes and writes, on a pool that takes no time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge_imputer.cli.main import main
+from edge_imputer.cli.steps import corpus_folder
+from edge_imputer.train.active import selection_benchmark as benchmark
+from edge_imputer.train.active.selection_benchmark import WITHOUT_NETWORK, Bench, Row, figures
+
+from .processes import run_python
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), corpus_folder(None), sizes=(3, 6, 9))
+
+
+def test_every_strategy_and_size_is_measured(bench: Bench) -> None:
+    rows = bench.rows(("random", "egl"))
+    cpu = [(row.strategy, row.n_clips) for row in rows if row.where == "one core (CPU time)"]
+    assert cpu == [(WITHOUT_NETWORK, 6), ("random", 6), ("egl", 6), ("egl", 3), ("egl", 9)]
+    assert min(row.ms_per_clip for row in rows) > 0
+    assert min(row.audio_s_per_s for row in rows) > 0
+    assert bench.shards_agree()
+
+
+def test_figures_are_of_the_middle_pool() -> None:
+    where = "one core (CPU time)"
+    rows = [Row("egl", n, where, ms, 9.0) for n, ms in ((3, 4.0), (6, 5.0), (9, 6.0))]
+    rows += [Row(WITHOUT_NETWORK, 6, where, 1.0, 9.0), Row("random", 6, where, 2.0, 9.0)]
+    rows += [Row("egl", 9, "a GPU", 0.1, 9.0)]
+    assert figures(rows) == {
+        "clips_per_s": 200.0,
+        "clips_per_s, egl": 200.0,
+        "clips_per_s, random": 500.0,
+        "clip_time_largest_over_smallest_pool": 1.5,
+    }
+
+
+def test_the_command_prints_and_writes_the_figures(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    rows = [Row("egl", 6, "one core (CPU time)", 5.0, 9.0)]
+    monkeypatch.setattr(benchmark, "Bench", lambda folder, digits: bench)
+    monkeypatch.setattr(bench, "rows", lambda: rows)
+    monkeypatch.setattr(benchmark, "growth_apart", lambda n: 1.2345678 if n == 1_000_000 else None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "select", "--out", str(tmp_path)])
+    assert stopped.value.code in (0, None)
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == json.loads((tmp_path / "select.json").read_text())
+    assert printed["bench"] == "select"
+    assert printed["clips_per_s"] == 200.0
+    assert printed["rss_growth_mb_1m_rows"] == 1.235
+    assert printed["two_shards_same"] is True
+    assert printed["rows"][0]["strategy"] == "egl"
+
+
+GROWTH = """
+import tests.conftest
+from edge_imputer.train.active.selection_benchmark import growth_mb
+print(growth_mb({n}))
+"""
+
+
+def test_memory_is_measured_and_grows_with_the_rows() -> None:
+    # 17 bytes a row of scores and 16 of the manifest beside them: 0.5 MB for 15,000 at least.
+    assert 0.5 < float(run_python(GROWTH.format(n=15_000))) < 30
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_less_than_fifty_megabytes() -> None:
+    assert float(run_python(GROWTH.format(n=1_000_000))) <= 50

@@ -1,0 +1,262 @@
+"""`edge-imputer data add-labels`: what tools of labelling give back, joined to the clips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_imputer.cli.main import main
+from edge_imputer.errors import DataError
+from edge_imputer.train.data import Manifest
+from edge_imputer.train.data.label_files import Label, read_labels
+from edge_imputer.train.data.labels import LabelReport, add_labels
+
+from .selection_cases import pool_row, read_lines, write_lines
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Four clips, as `select` writes them; two files have one name."""
+    folder = tmp_path / "field"
+    folder.mkdir()
+    names = ("kitchen/a.wav", "hall/a.wav", "hall/b c.wav", "hall/d.flac")
+    rows = [
+        pool_row(f"../audio/{name}", 1.5, clip=f"{k:016x}", rank=k + 1)
+        for k, name in enumerate(names)
+    ]
+    return write_lines(folder / "to_label.jsonl", rows)
+
+
+def task(number: int, audio: str, *texts: str, **data: Any) -> dict[str, Any]:
+    """A task as Label Studio 1.x exports it in the format JSON."""
+    annotations = [
+        {
+            "id": 100 * number + k,
+            "completed_by": 1,
+            "result": [
+                {
+                    "value": {"text": [text]},
+                    "id": f"q{k}",
+                    "from_name": "transcription",
+                    "to_name": "audio",
+                    "type": "textarea",
+                    "origin": "manual",
+                }
+            ],
+            "was_cancelled": False,
+            "ground_truth": False,
+            "created_at": "2024-03-09T22:16:08.728353Z",
+            "lead_time": 4.288,
+            "result_count": 1,
+            "task": number,
+        }
+        for k, text in enumerate(texts)
+    ]
+    return {
+        "id": number,
+        "annotations": annotations,
+        "drafts": [],
+        "predictions": [],
+        "data": {"audio": audio, **data},
+        "meta": {},
+        "created_at": "2024-03-09T21:52:49.513742Z",
+        "inner_id": number,
+        "total_annotations": len(annotations),
+        "project": 83,
+        "updated_by": 1,
+        "comment_authors": [],
+    }
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def joined(manifest: Path, labels: Path, **keys: Any) -> tuple[dict[str, str], LabelReport]:
+    """Texts by the end of the path, and the report."""
+    out = manifest.parent.parent / "new" / "manifest.jsonl"
+    report = add_labels(manifest, read_labels(labels), out, **keys)
+    rows = read_lines(out)
+    assert len(rows) == report.written == len(Manifest.open(out))
+    for row in rows:
+        assert row["device"] == "kitchen"
+        assert (
+            (out.parent / row["audio"]).resolve().is_relative_to(manifest.parent.parent / "audio")
+        )
+    return {row["audio"].removeprefix("../audio/"): row["text"] for row in rows}, report
+
+
+def test_label_studio_s_json_is_joined_by_path(manifest: Path, tmp_path: Path) -> None:
+    labels = write_json(
+        tmp_path / "project-1.json",
+        [
+            task(1, "/data/local-files/?d=audio/kitchen/a.wav", "Turn it on"),
+            task(2, "/data/upload/83/1a2b3c4d-d.flac", "off"),
+            task(3, "s3://bucket/field/audio/hall/b%20c.wav", "Stop"),
+            task(4, "/data/local-files/?d=audio/hall/a.wav"),  # nobody has done it yet
+        ],
+    )
+    texts, report = joined(manifest, labels)
+    assert texts == {"kitchen/a.wav": "turn it on", "hall/d.flac": "off", "hall/b c.wav": "stop"}
+    assert (report.written, report.unlabelled, report.skipped) == (3, 1, 0)
+    assert report.hours == pytest.approx(4.5 / 3600)
+    assert report.lines() == []
+
+
+def test_what_was_passed_over_is_counted_and_parts_are_put_in_order(
+    manifest: Path, tmp_path: Path
+) -> None:
+    cancelled = task(1, "/data/local-files/?d=audio/kitchen/a.wav", "nonsense")
+    cancelled["annotations"][0]["was_cancelled"] = True
+    parts = task(2, "audio/hall/d.flac", "second", "first")
+    late, early = (annotation["result"][0] for annotation in parts["annotations"])
+    late["value"] |= {"start": 1.2, "end": 1.5}
+    early["value"] |= {"start": 0.1, "end": 0.9}
+    parts["annotations"] = [{**parts["annotations"][0], "result": [late, early]}]
+    old = task(3, "audio/hall/a.wav", "old")
+    old["completions"] = old.pop("annotations")
+    texts, report = joined(manifest, write_json(tmp_path / "l.json", [cancelled, parts, old]))
+    assert texts == {"hall/d.flac": "first second", "hall/a.wav": "old"}
+    assert report.skipped == 1
+
+
+def test_label_studio_s_json_min_is_joined(manifest: Path, tmp_path: Path) -> None:
+    common = {"annotator": 1, "annotation_id": 7, "created_at": "2024-03-09", "lead_time": 3.1}
+    rows = [
+        {"audio": "/data/local-files/?d=audio/kitchen/a.wav", "id": 1, "transcription": "on"},
+        {"audio": "/data/upload/1/0f0f0f0f-d.flac", "id": 2, "transcription": ["two", "lines"]},
+        {"audio": "x/hall/a.wav", "id": 3, "transcription": {"text": ["three"]}},
+    ]
+    labels = write_json(tmp_path / "l.json", [{**row, **common} for row in rows])
+    texts, _ = joined(manifest, labels)
+    assert texts == {"kitchen/a.wav": "on", "hall/d.flac": "two lines", "hall/a.wav": "three"}
+
+
+def test_the_text_can_be_called_otherwise(manifest: Path, tmp_path: Path) -> None:
+    row = {"audio": "hall/a.wav", "transcription": "no", "said": "yes"}
+    min_, full = task(1, "hall/a.wav", "yes"), task(2, "hall/a.wav", "no")
+    min_["annotations"][0]["result"][0]["from_name"] = "said"
+    min_["annotations"][0]["result"] += full["annotations"][0]["result"]
+    for content in ([row], [min_]):
+        path = write_json(tmp_path / "l.json", content)
+        assert [label.text for label in read_labels(path, "said")] == ["yes"]
+
+
+def test_tables_are_joined_by_path_or_id(manifest: Path, tmp_path: Path) -> None:
+    tsv = tmp_path / "labels.tsv"
+    tsv.write_text(
+        "\ufeffaudio\ttext\tclip\n"
+        'audio/000001-x.flac\tSaid "so"\t0000000000000002\n'
+        "\n"
+        "hall/a.wav\tit’s  two\t\n",
+        "utf-8",
+    )
+    texts, _ = joined(manifest, tsv)
+    assert texts == {"hall/b c.wav": 'said "so"', "hall/a.wav": "it’s two"}
+    texts, _ = joined(manifest, tsv, remove_punctuation=True)
+    assert texts == {"hall/b c.wav": "said so", "hall/a.wav": "it's two"}
+    csv = tmp_path / "labels.csv"
+    csv.write_text('path,sentence\nhall/a.wav,"one, two"\n')
+    assert joined(manifest, csv)[0] == {"hall/a.wav": "one, two"}
+
+
+def test_classes_come_back_too(manifest: Path, tmp_path: Path) -> None:
+    choice = task(1, "hall/d.flac")
+    result = {"type": "choices", "value": {"choices": ["lamp"]}, "from_name": "word"}
+    choice["annotations"] = [{"result": [result]}]
+    out = tmp_path / "new.jsonl"
+    add_labels(manifest, read_labels(write_json(tmp_path / "l.json", [choice])), out)
+    assert [(r["label"], r["text"]) for r in read_lines(out)] == [("lamp", None)]
+    tsv = tmp_path / "l.tsv"
+    tsv.write_text("audio\tlabel\nhall/d.flac\toff\n")
+    add_labels(manifest, read_labels(tsv), out)
+    assert [r["label"] for r in read_lines(out)] == ["off"]
+
+
+BAD = {
+    "unknown characters": [Label(where="line 2", audio="kitchen/a.wav", text="größe")],
+    "empty label": [Label(where="line 2", audio="kitchen/a.wav", text="  ")],
+    "clip that is not in the manifest": [Label(where="line 2", audio="kitchen/z.wav", text="on")],
+    "name that several clips have": [Label(where="line 2", audio="a.wav", text="on")],
+    "second label of a clip": [
+        Label(where="line 1", audio="kitchen/a.wav", text="on"),
+        Label(where="line 2", audio="kitchen/a.wav", text="off"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_labels_that_are_not_right_are_named_or_left_out(
+    manifest: Path, tmp_path: Path, kind: str
+) -> None:
+    good = Label(where="line 9", audio="hall/d.flac", text="fine")
+    labels = [*BAD[kind], good]
+    out = tmp_path / "new.jsonl"
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    with pytest.raises(DataError, match=rf"1 x {kind}: line 2 \(.*give --skip"):
+        add_labels(manifest, labels, out, characters=letters)
+    assert not out.exists()
+    report = add_labels(manifest, labels, out, characters=letters, skip=True)
+    assert list(report.faults) == [kind]
+    assert report.written == len(labels) - 1
+    assert ("ß" in report.lines()[-1]) == (kind == "unknown characters")
+    with pytest.raises(DataError, match="no label fits a clip"):
+        add_labels(manifest, BAD["empty label"], out, skip=True)
+
+
+def test_the_same_label_twice_is_no_fault(manifest: Path, tmp_path: Path) -> None:
+    labels = [
+        Label(where=f"line {k}", audio="hall/d.flac", text=t) for k, t in ((1, "on"), (2, "On"))
+    ]
+    assert add_labels(manifest, labels, tmp_path / "new.jsonl").faults == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.json", "{}", "expected a list of tasks"),
+        ("l.json", "[1", "expected an export of Label Studio"),
+        ("l.json", '[{"id": 1, "image": "a.png"}]', "task 1: expected the clip's audio"),
+        ("l.json", '[{"id": 1, "annotations": []}]', "task 1: expected the task's data"),
+        ("l.tsv", "", "expected a first line of column names"),
+        ("l.tsv", "audio\twords\n", "got audio, words"),
+        ("l.tsv", "audio\ttext\na.wav\n", "line 2: expected 2 columns"),
+        ("l.xml", "<x/>", "expected labels as .json"),
+    ],
+)
+def test_files_that_are_no_labels_are_refused(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        list(read_labels(path))
+
+
+def test_the_command_writes_a_corpus_and_says_what_it_left_out(
+    capsys: pytest.CaptureFixture[str], manifest: Path, tmp_path: Path
+) -> None:
+    tsv = tmp_path / "l.tsv"
+    tsv.write_text("audio\ttext\nhall/d.flac\tgood\nhall/a.wav\tbäd\n")
+    same = ["data", "add-labels", str(manifest), str(tsv), "--out", str(tmp_path / "corpus")]
+    with pytest.raises(SystemExit) as stop:
+        main([*same, "--characters", "godba"])
+    assert stop.value.code == 2
+    assert "unknown characters: 'ä' (U+00E4) 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*same, "--characters", "godba", "--skip"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "left out: 1 x unknown characters" in out
+    assert "1 clips with labels, 0.00 h; 3 without are left out" in out
+    assert [record.text for record in Manifest.open(tmp_path / "corpus")] == ["good"]
+    with pytest.raises(SystemExit):
+        main([*same, "--characters", "x", "--model", "y"])
+    assert "give one of them" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*same[:-1], str(manifest)])
+    assert "a file of its own" in capsys.readouterr().err

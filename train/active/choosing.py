@@ -1,0 +1,213 @@
+"""From scores to the clips to label: under a budget of time, each recording once."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_imputer.errors import DataError, SpecError
+
+from .diversity import choose_diverse
+from .fingerprint import PRINT_BYTES, KnownPrints
+from .score_log import Entry
+from .score_table import ScoreTable
+
+Rows = npt.NDArray[np.int32]
+
+CANDIDATES = 20_000  # clips that differences are looked for among, at least
+CANDIDATE_BUDGETS = 3.0  # or so many times the budget
+CENTRES = 2_000  # times that distances are computed anew
+_CHUNK = 1024  # entries read at a time
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How clips are chosen.
+
+    Attributes
+    ----------
+    budget_s : float
+        Never exceeded.
+    diverse : bool
+        By embeddings, see `choose_diverse`; else the highest first.
+    weighted : bool
+        Whether scores weigh in `choose_diverse`.
+    seed : int
+    candidates : int
+        Of a diverse choice: clips to choose from, at least. With scores that weigh, those of the
+        highest; else any. At least three budgets of time are taken.
+    """
+
+    budget_s: float
+    diverse: bool = False
+    weighted: bool = False
+    seed: int = 0
+    candidates: int = CANDIDATES
+
+    def check(self) -> None:
+        """Raise `SpecError` on a budget of nothing."""
+        if not (np.isfinite(self.budget_s) and self.budget_s > 0 and self.candidates > 0):
+            raise SpecError(
+                f"expected a budget above 0 h and candidates, got {self.budget_s / 3600:g} h and "
+                f"{self.candidates}"
+            )
+
+
+@dataclass
+class Choice:
+    """What was chosen.
+
+    Attributes
+    ----------
+    rows : int32, (K,)
+        Rows of the pool, the first to label first.
+    seconds : float
+        Of all of them.
+    n_scored, scored_s : that there was a score for
+    repeats : int32, (R, 2)
+        Rows that were left out, and the better ones whose recordings they repeat.
+    cut : float
+        The lowest score among the chosen.
+    below : int32, (M,)
+        The best rows that were not chosen, and repeat nothing.
+    """
+
+    rows: Rows
+    seconds: float = 0.0
+    n_scored: int = 0
+    scored_s: float = 0.0
+    repeats: Rows = field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    cut: float = 0.0
+    below: Rows = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+def choose(table: ScoreTable, how: Choosing) -> Choice:
+    """Choose the clips to label.
+
+    Clips of equal scores are taken in the pool's order. One that no longer fits the budget is
+    passed over, for a shorter one.
+
+    Raises
+    ------
+    DataError
+        No clip has a score, or none is as short as the budget.
+    """
+    how.check()
+    scored = np.flatnonzero(table.state == 0).astype(np.int32)
+    if not len(scored):
+        raise DataError("no clip of the pool has a score: there is nothing to choose from")
+    walk = _Walk(table)
+    if how.diverse:
+        rows = _diverse(table, scored, how, walk)
+    else:
+        rows = np.fromiter(walk.fill(_by_score(table, scored), how.budget_s), np.int32)
+    if not len(rows):
+        shortest = float(table.seconds[scored].min())
+        raise DataError(
+            f"no clip fits the budget of {how.budget_s / 3600:g} h; the shortest takes "
+            f"{shortest:.1f} s"
+        )
+    return Choice(
+        rows=rows,
+        seconds=float(table.seconds[rows].sum(dtype=np.float64)),
+        n_scored=len(scored),
+        scored_s=float(table.seconds[scored].sum(dtype=np.float64)),
+        repeats=walk.repeats(),
+        cut=float(table.key[rows].min()),
+        below=_below(table, scored, rows, walk),
+    )
+
+
+def _by_score(table: ScoreTable, scored: Rows) -> Rows:
+    """Rows from the highest score to the lowest, as they are in the pool where it is equal."""
+    order: Rows = scored[np.argsort(-table.key[scored], kind="stable")]
+    return order
+
+
+class _Walk:
+    """Goes through rows and takes every recording once."""
+
+    def __init__(self, table: ScoreTable) -> None:
+        self._table = table
+        self._known = KnownPrints()
+        self._row_of = array("i")  # by the number of its fingerprint
+        self._repeats = array("i")  # rows by turns, as in `Choice.repeats`
+
+    def repeats(self) -> Rows:
+        """Rows that were met and repeat others, (R, 2)."""
+        return np.array(self._repeats, np.int32).reshape(-1, 2)
+
+    def fill(self, order: Rows, budget_s: float) -> Iterator[int]:
+        """Rows in the order given until the budget is spent."""
+        left = budget_s
+        seconds = self._table.seconds
+        longest = float(seconds[order].max(initial=0.0))
+        while len(order):
+            if left < longest:
+                order = order[seconds[order] <= left]
+            chunk, order = order[:_CHUNK], order[_CHUNK:]
+            for entry in self._table.entries(chunk):
+                if seconds[entry.row] <= left and self._is_new(entry):
+                    left -= float(seconds[entry.row])
+                    yield entry.row
+
+    def _is_new(self, entry: Entry) -> bool:
+        print_ = np.frombuffer(bytes.fromhex(entry.print), np.uint8)
+        if len(print_) != PRINT_BYTES:
+            raise DataError(
+                f"row {entry.row}: expected a fingerprint of {PRINT_BYTES} bytes, got "
+                f"{len(print_)}; score the pool anew"
+            )
+        known = self._known.find(print_, entry.seconds)
+        if known is None:
+            self._known.add(print_, entry.seconds)
+            self._row_of.append(entry.row)
+            return True
+        self._repeats.extend((entry.row, self._row_of[known]))
+        return False
+
+
+def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Rows:
+    """Rows that differ from one another, in the order in which they were chosen."""
+    if how.weighted:
+        order = _by_score(table, scored)
+    else:
+        order = np.random.default_rng(how.seed).permutation(scored)
+    wanted_s = CANDIDATE_BUDGETS * how.budget_s
+    candidates, seconds = [], 0.0
+    for row in walk.fill(order, float("inf")):
+        candidates.append(row)
+        seconds += float(table.seconds[row])
+        if len(candidates) >= how.candidates and seconds >= wanted_s:
+            break
+    rows = np.array(candidates, np.int32)
+    embeddings = table.embeddings(list(table.entries(rows)))
+    weights = np.maximum(table.key[rows], 0) if how.weighted else np.ones(len(rows))
+    n_wanted = how.budget_s / max(seconds / max(1, len(rows)), 1e-9)
+    chosen = choose_diverse(
+        embeddings,
+        weights,
+        table.seconds[rows],
+        how.budget_s,
+        how.seed,
+        picks=max(1, round(n_wanted / CENTRES)),
+    )
+    found: Rows = rows[chosen]
+    return found
+
+
+def _below(table: ScoreTable, scored: Rows, rows: Rows, walk: _Walk, n: int = 20) -> Rows:
+    """The best rows that were not chosen; a few, to listen to."""
+    free = np.ones(len(table), bool)
+    free[rows] = False
+    free[walk.repeats()[:, 0]] = False
+    rest = scored[free[scored]]
+    if len(rest) > n:
+        least = -np.partition(-table.key[rest], n - 1)[n - 1]
+        rest = rest[table.key[rest] >= least]
+    best: Rows = rest[np.argsort(-table.key[rest], kind="stable")][:n]
+    return best
