@@ -30,6 +30,7 @@ from edge_imputer.files import write_atomically
 from edge_imputer.specs import AnyModelSpec, ModelSpec
 
 from .build import build_graphs, build_keyword_graph
+from .calibration import Calibration
 from .card import CARD_NAME, model_card
 from .file_metadata import file_metadata
 from .graph import Graph
@@ -114,11 +115,10 @@ def export_bundle(
     """
     _check(Path(out))
     floats = build_graphs(encoder, head, spec)
-    if ranges is None:
-        seen = calibrated(*floats, spec, calibration, quantisation.calibration)
-        graphs = quantise_all(seen, quantisation, report)
-    else:
-        graphs = quantise_by(floats, ranges)
+
+    def calibrate() -> Sequence[Calibration]:
+        return calibrated(*floats, spec, calibration, quantisation.calibration)
+
     described = _Described(
         spec=spec,
         provenance=provenance,
@@ -127,6 +127,7 @@ def export_bundle(
         metrics=metrics,
         keyword_threshold=keyword_threshold,
     )
+    graphs = _integers(floats, calibrate, ranges, quantisation, report)
     return _write_bundle(Path(out), described, floats, graphs, emitters)
 
 
@@ -166,21 +167,14 @@ def export_keyword_bundle(
     _check(Path(out))
     spec = model.spec
     spec.check_streaming()
-    graph = build_keyword_graph(model)
-    if ranges is None:
-        seen = calibrated_keywords(graph, spec, calibration, quantisation.calibration)
-        graphs = quantise_all([seen], quantisation, report)
-    else:
-        graphs = quantise_by((graph,), ranges)
-    described = _Described(
-        spec=spec,
-        provenance=provenance,
-        name=name,
-        licence=licence,
-        metrics=NO_METRICS,
-        keyword_threshold=None,
-    )
-    return _write_bundle(Path(out), described, (graph,), graphs, emitters)
+    floats = (build_keyword_graph(model),)
+
+    def calibrate() -> Sequence[Calibration]:
+        return [calibrated_keywords(*floats, spec, calibration, quantisation.calibration)]
+
+    described = _Described(spec=spec, provenance=provenance, name=name, licence=licence)
+    graphs = _integers(floats, calibrate, ranges, quantisation, report)
+    return _write_bundle(Path(out), described, floats, graphs, emitters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +185,8 @@ class _Described:
     provenance: Provenance
     name: str
     licence: str
-    metrics: Metrics
-    keyword_threshold: float | None
+    metrics: Metrics = NO_METRICS
+    keyword_threshold: float | None = None
 
 
 def _check(target: Path) -> None:
@@ -200,6 +194,19 @@ def _check(target: Path) -> None:
     for module in REQUIRED_MODULES:
         require(module, extra="export")
     _check_target(target)
+
+
+def _integers(
+    floats: tuple[Graph, ...],
+    calibrate: Callable[[], Sequence[Calibration]],
+    ranges: Ranges | None,
+    quantisation: Quantisation,
+    report: Callable[[GraphReport], None] | None,
+) -> tuple[Graph, ...]:
+    """The integer graphs: by the ranges that are given, or else calibrated."""
+    if ranges is not None:
+        return quantise_by(floats, ranges)
+    return quantise_all(calibrate(), quantisation, report)
 
 
 def _write_bundle(
