@@ -98,7 +98,7 @@ def export_bundle(
     emitters : sequence of callables
         Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
     ranges : Ranges, optional
-        Those that the model was quantised by in training: then it is not calibrated.
+        Those that the model was quantised by in training: then it is not calibrated, and int8.
     quantisation, report : optional
         See `quantise_all`.
 
@@ -109,7 +109,8 @@ def export_bundle(
     Raises
     ------
     ExportError
-        If the model cannot be quantised or emitted, or `out` is something else than a bundle.
+        If the model cannot be quantised or emitted, `out` is something else than a bundle, or
+        `quantisation` or `report` is asked for with `ranges`.
     MissingExtraError
         If a library of the ``export`` extra is not installed.
     """
@@ -205,6 +206,12 @@ def _integers(
 ) -> tuple[Graph, ...]:
     """The integer graphs: by the ranges that are given, or else calibrated."""
     if ranges is not None:
+        if quantisation != INT8 or report is not None:
+            raise ExportError(
+                "expected ranges alone, got a quantisation or a report too: a model is exported in "
+                "the int8 that it was trained in; leave them out, or leave out the ranges to "
+                "calibrate it anew"
+            )
         return quantise_by(floats, ranges)
     return quantise_all(calibrate(), quantisation, report)
 
