@@ -18,6 +18,7 @@ sha256 is an error that says so. An older schema is migrated by an explicit func
       native/edge_imputer.c, native/edge_imputer.h       the interface of the C code
       weights.npz                                        float32, to train on from (--init-from)
       recipe.json                                        what they were trained by
+      ranges.json                                        by which they were quantised in training
 
 Of a keyword model there is one graph, ``keywords``, in place of ``encoder`` and ``imputer``.
 """

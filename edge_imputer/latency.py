@@ -8,14 +8,19 @@ the figure is the median over rounds of the thread's CPU time a call.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from .backends import Backend, KeywordBackend
-from .backends.base import Array, Float32
+from .backends.base import Array, Float32, Int32, State
 from .specs import KeywordModelSpec, ModelSpec
+
+Key = TypeVar("Key", bound=Hashable)
+Turn = Callable[[], None]
+"""Makes a number of calls."""
 
 
 @dataclass(frozen=True)
@@ -62,29 +67,15 @@ def measure(
     rng = np.random.default_rng(0)
     features = rng.standard_normal((spec.step_features, spec.features.n_mels), np.float32)
     alignment = rng.integers(0, spec.tokens.mask_id + 1, spec.head.window).astype(np.int32)
-    encoder_us: dict[str, list[float]] = {name: [] for name in backends}
-    imputer_us: dict[str, list[float]] = {name: [] for name in backends}
-    windows = {
-        name: np.stack([_warm(b, features)] * spec.head.window) for name, b in backends.items()
-    }
-    for _ in range(rounds):
-        for name, backend in backends.items():
-            state = backend.initial_state()
-            start = time.thread_time_ns()
-            for _ in range(calls):
-                _, state = backend.encoder_step(features, state)
-            encoder_us[name].append((time.thread_time_ns() - start) / calls / 1e3)
-            start = time.thread_time_ns()
-            for _ in range(calls):
-                backend.imputer_step(windows[name], alignment)
-            imputer_us[name].append((time.thread_time_ns() - start) / calls / 1e3)
-    return {
-        name: Latency(
-            round(float(np.median(encoder_us[name])), 2),
-            round(float(np.median(imputer_us[name])), 2),
-            n_steps,
+    turns: dict[tuple[str, str], Turn] = {}
+    for name, backend in backends.items():
+        turns[name, "encoder"] = _steps(
+            backend.encoder_step, backend.initial_state, features, calls
         )
-        for name in backends
+        turns[name, "imputer"] = _passes(backend, features, alignment, calls)
+    taken = _medians(turns, rounds, calls)
+    return {
+        name: Latency(taken[name, "encoder"], taken[name, "imputer"], n_steps) for name in backends
     }
 
 
@@ -109,22 +100,48 @@ def measure_keywords(
     """
     rng = np.random.default_rng(0)
     features = rng.standard_normal((spec.input_features, spec.features.n_mels), np.float32)
-    taken: dict[str, list[float]] = {name: [] for name in backends}
+    turns = {
+        name: _steps(backend.keywords_step, backend.initial_state, features, calls)
+        for name, backend in backends.items()
+    }
+    return _medians(turns, rounds, calls)
+
+
+def _medians(turns: Mapping[Key, Turn], rounds: int, calls: int) -> dict[Key, float]:
+    """Medians over rounds of the CPU microseconds a call, of turns of so many calls."""
+    taken: dict[Key, list[float]] = {key: [] for key in turns}
     for turn in range(rounds + 1):
-        for name, backend in backends.items():
-            state = backend.initial_state()
+        for key, make_calls in turns.items():
             start = time.thread_time_ns()
-            for _ in range(calls):
-                _, state = backend.keywords_step(features, state)
+            make_calls()
             if turn:  # the first one only warms up
-                taken[name].append((time.thread_time_ns() - start) / calls / 1e3)
-    return {name: round(float(np.median(times)), 2) for name, times in taken.items()}
+                taken[key].append((time.thread_time_ns() - start) / calls / 1e3)
+    return {key: round(float(np.median(times)), 2) for key, times in taken.items()}
 
 
-def _warm(backend: Backend, features: Float32) -> Array:
-    """A few calls before the clock runs; returns an encoder frame."""
-    state = backend.initial_state()
-    for _ in range(20):
-        frames, state = backend.encoder_step(features, state)
-    frame: Array = frames[-1]
-    return frame
+def _steps(
+    step: Callable[[Float32, State], tuple[Array, State]],
+    initial_state: Callable[[], State],
+    features: Float32,
+    calls: int,
+) -> Turn:
+    """A turn of steps from the initial state on."""
+
+    def turn() -> None:
+        state = initial_state()
+        for _ in range(calls):
+            _, state = step(features, state)
+
+    return turn
+
+
+def _passes(backend: Backend, features: Float32, alignment: Int32, calls: int) -> Turn:
+    """A turn of passes of the head over what the encoder makes of the features."""
+    frames, _ = backend.encoder_step(features, backend.initial_state())
+    window = np.stack([frames[-1]] * len(alignment))
+
+    def turn() -> None:
+        for _ in range(calls):
+            backend.imputer_step(window, alignment)
+
+    return turn

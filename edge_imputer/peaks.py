@@ -1,16 +1,20 @@
 """From the scores of keywords to events: one a peak, never one a frame.
 
-An event is a local maximum of a keyword's score with no better one of that keyword within the
-refractory time; of equal ones the first counts. Which peaks these are does not depend on a
-threshold, as long as it is below them: so evaluation knows the events at every threshold from one
-pass, and a stream with one threshold finds exactly those of them that reach it. A peak is reported
-once nothing that is still to come can be better: after the refractory time.
+A peak is a score that is better than the one before it and no worse than the one after it. The
+first peak of a keyword that reaches its threshold is an event, and so is the next one that does and
+is at least the refractory time after an event: what is sooner is suppressed, be it better. So an
+event is known one score after its peak, and decided with nothing but the past.
+
+Which peaks are events depends on the threshold, since what stays below it suppresses nothing. How
+many there are is well-behaved all the same: they are the most peaks that reach the threshold and
+stand the refractory time apart (taking the first that there is packs best), so that there are never
+fewer at a lower threshold. `events_at_all` says what that comes to at every threshold at once.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -48,7 +52,7 @@ class PeakPicker:
     thresholds : least score of an event, in 0..1, one a keyword
         At least `EVENT_FLOOR` in effect.
     min_gap : int
-        Frames; two peaks of a keyword that are closer count as one, the better.
+        Frames; a peak that is closer to the last event of its keyword is none.
 
     Raises
     ------
@@ -67,8 +71,9 @@ class PeakPicker:
 
     def reset(self) -> None:
         """Start a new stream."""
-        self._frame = 0
-        self._tracks = [_Track(self.min_gap) for _ in self._least]
+        self._frame = 0  # of the next score
+        self._last = np.full((2, len(self._least)), -np.inf)  # the two scores before it
+        self._next = [0] * len(self._least)  # first frame that may have an event
 
     def another(self) -> PeakPicker:
         """One for another stream."""
@@ -88,105 +93,82 @@ class PeakPicker:
             )
         levels: Float64 = np.asarray(np.round(scores.astype(np.float64), DIGITS), np.float64)
         levels[levels < self._least] = -np.inf
-        peaks = self._advance(levels)
-        self._frame += len(scores)
-        return peaks
+        return self._advance(levels)
 
     def finish(self) -> list[Peak]:
-        """End the stream: the events that were waiting; then `reset`."""
-        peaks = self._advance(np.full((self.min_gap + 1, len(self._least)), -np.inf))
+        """End the stream: the events that its last score is; then `reset`."""
+        peaks = self._advance(np.full((1, len(self._least)), -np.inf))
         self.reset()
         return peaks
 
     def _advance(self, levels: Float64) -> list[Peak]:
-        reached = set(np.flatnonzero((levels > -np.inf).any(0)).tolist())
-        peaks = [
-            Peak(keyword, frame, score)
-            for keyword, track in enumerate(self._tracks)
-            if keyword in reached or track.waits
-            for frame, score in track.push(levels[:, keyword], self._frame)
-        ]
-        return sorted(peaks, key=lambda peak: (peak.frame, peak.keyword))
+        """Take levels (T, K), -inf where a score is too low."""
+        seen = np.concatenate([self._last, levels])
+        is_peak = (seen[1:-1] > seen[:-2]) & (seen[1:-1] >= seen[2:])
+        events = []
+        for at, keyword in np.argwhere(is_peak).tolist():
+            frame = self._frame - 1 + at
+            if frame >= self._next[keyword]:
+                events.append(Peak(keyword, frame, float(seen[1 + at, keyword])))
+                self._next[keyword] = frame + self.min_gap
+        self._last = seen[-2:]
+        self._frame += len(levels)
+        return events
 
 
-class _Track:
-    """The scores of one keyword, -inf where they are too low, and the peaks not decided yet."""
+def events_at_all(scores: npt.NDArray[np.floating], min_gap: int) -> list[Peak]:
+    """A whole recording's events at every threshold, by keyword, then time.
 
-    def __init__(self, min_gap: int) -> None:
-        self._min_gap = min_gap
-        self._pending: list[tuple[int, float]] = []  # in time's order
-        # The unfinished run of equal levels at the end, and the level before it.
-        self._before = self._level = -np.inf
-        self._start = -1
-
-    @property
-    def waits(self) -> bool:
-        """Whether something that was heard may still become an event."""
-        return bool(self._pending) or self._level > -np.inf
-
-    def push(self, levels: Float64, first_frame: int) -> list[tuple[int, float]]:
-        """Take levels (T,) from `first_frame` on; the frames and scores of what is certain."""
-        if not len(levels):
-            return []
-        self._find(levels, first_frame)
-        # What comes can have a peak where the unfinished run starts, if it is high, or after it.
-        end = first_frame + len(levels)
-        kept, self._pending = decided(
-            self._pending, self._min_gap, self._start if self._level > -np.inf else end
-        )
-        return kept
-
-    def _find(self, levels: Float64, first_frame: int) -> None:
-        """Append the local maxima that are complete now: a run of equal levels is one."""
-        values = np.concatenate([[self._before, self._level], levels])
-        frames = np.concatenate([[-1, self._start], first_frame + np.arange(len(levels))])
-        changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-        runs = np.concatenate([[0], changes])
-        height = values[runs]
-        top = np.flatnonzero((height[1:-1] > height[:-2]) & (height[1:-1] > height[2:])) + 1
-        found = zip(frames[runs[top]].tolist(), height[top].tolist(), strict=True)
-        self._pending += found
-        last = runs[-1]
-        if len(runs) > 1:
-            self._before = float(height[-2])
-        self._level, self._start = float(values[last]), int(frames[last])
-
-
-def decided(
-    peaks: Sequence[tuple[int, float]], min_gap: int, horizon: int
-) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """Which peaks are events for certain, and which wait.
-
-    From the best to the worst: a peak is an event unless one that is better is near. It waits if
-    one that is better and waits is near, or one may still come.
+    As many of them reach a threshold as a `PeakPicker` with that threshold has events. Each is the
+    peak at whose score there is one more; the best peak of a keyword is always one of them. The
+    picker's own events may be other peaks that are near, so these may be closer than `min_gap`.
 
     Parameters
     ----------
-    peaks : frames and scores, in time's order
+    scores : (T, K) in 0..1
     min_gap : int
-        Frames; what is closer is near.
-    horizon : int
-        First frame that may still have a peak.
+        Frames, as `PeakPicker` takes it.
 
-    Returns
-    -------
-    events, waiting : frames and scores, in time's order
-        An event after a peak that waits is given back among the waiting.
+    Raises
+    ------
+    SpecError
+        As `PeakPicker.push`.
     """
-    kept: list[int] = []
-    waiting: list[int] = []
-    for frame, _ in sorted(peaks, key=lambda peak: (-peak[1], peak[0])):
-        if _near(kept, frame, min_gap):
+    picker = PeakPicker([EVENT_FLOOR] * scores.shape[1], 1)
+    by_keyword: dict[int, list[Peak]] = {}
+    for peak in [*picker.push(scores), *picker.finish()]:
+        by_keyword.setdefault(peak.keyword, []).append(peak)
+    return [
+        peak for keyword in sorted(by_keyword) for peak in _gained(by_keyword[keyword], min_gap)
+    ]
+
+
+def _gained(peaks: Iterable[Peak], min_gap: int) -> list[Peak]:
+    """The peaks of one keyword that make the events one more as the threshold falls to them."""
+    known: list[int] = []  # frames of the peaks that reach the threshold
+    events: list[int] = []  # those of them that are events at it
+    gained = []
+    for peak in sorted(peaks, key=lambda peak: (-peak.score, peak.frame)):
+        insort(known, peak.frame)
+        first = bisect_left(events, peak.frame)
+        if first and peak.frame < events[first - 1] + min_gap:
             continue
-        open_ = frame + min_gap > horizon or _near(waiting, frame, min_gap)
-        insort(waiting if open_ else kept, frame)
-    first = waiting[0] if waiting else horizon
-    events = {frame for frame in kept if frame < first}
-    rest = {*kept, *waiting} - events
-    return [p for p in peaks if p[0] in events], [p for p in peaks if p[0] in rest]
+        # From here on other peaks are events, until one of them is an event already.
+        moved, last = [peak.frame], len(events)
+        for frame in _after(known, peak.frame, min_gap):
+            at = bisect_left(events, frame)
+            if at < len(events) and events[at] == frame:
+                last = at
+                break
+            moved.append(frame)
+        if len(moved) > last - first:
+            gained.append(peak)
+        events[first:last] = moved
+    return sorted(gained, key=lambda peak: peak.frame)
 
 
-def _near(frames: Sequence[int], frame: int, min_gap: int) -> bool:
-    """Whether one of the frames, which are sorted, is nearer than `min_gap`."""
-    at = bisect_left(frames, frame)
-    return any(abs(frame - other) < min_gap for other in frames[max(0, at - 1) : at + 1])
+def _after(frames: Sequence[int], frame: int, min_gap: int) -> Iterator[int]:
+    """The events that follow one at `frame`, of peaks at these frames, which are sorted."""
+    while (at := bisect_left(frames, frame + min_gap)) < len(frames):
+        frame = frames[at]
+        yield frame

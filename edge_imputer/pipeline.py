@@ -167,7 +167,6 @@ class StreamingDecoder:
         self.backend = speech_backend(described, backend)
         self.schedule = resolve_schedule(spec.head, n_steps, schedule)
         self._log_mel = StreamingLogMel(spec.features)
-        self._clipping = ClippingDetector()
         context = self.backend.initial_context()
         self._imputer = StreamingImputer(
             self.backend.imputer_step,
@@ -184,6 +183,7 @@ class StreamingDecoder:
     def reset(self) -> None:
         """Forget the utterance so far; the next push starts a new one."""
         self.n_samples = 0
+        self._clipping = ClippingDetector()
         self._log_mel.reset()
         self._imputer.reset()
         self._state = self.backend.initial_state()

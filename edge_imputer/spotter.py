@@ -132,8 +132,8 @@ class KeywordSpotter:
         Returns
         -------
         events : one an occurrence, once it is certain
-            Of text: when the word boundary after it was heard. Of a keyword model: when its
-            refractory time is over, since until then a better score would count in its place.
+            Of text: when the word boundary after it was heard. Of a keyword model: one score after
+            its peak, see `edge_imputer.peaks`.
 
         Raises
         ------

@@ -30,6 +30,7 @@ from edge_imputer.files import write_atomically
 from edge_imputer.specs import AnyModelSpec, ModelSpec
 
 from .build import build_graphs, build_keyword_graph
+from .calibration import Calibration
 from .card import CARD_NAME, model_card
 from .file_metadata import file_metadata
 from .graph import Graph
@@ -97,7 +98,7 @@ def export_bundle(
     emitters : sequence of callables
         Writers of further files, such as the C emitter of `edge_imputer.firmware_bridge`.
     ranges : Ranges, optional
-        Those that the model was quantised by in training: then it is not calibrated.
+        Those that the model was quantised by in training: then it is not calibrated, and int8.
     quantisation, report : optional
         See `quantise_all`.
 
@@ -108,17 +109,17 @@ def export_bundle(
     Raises
     ------
     ExportError
-        If the model cannot be quantised or emitted, or `out` is something else than a bundle.
+        If the model cannot be quantised or emitted, `out` is something else than a bundle, or
+        `quantisation` or `report` is asked for with `ranges`.
     MissingExtraError
         If a library of the ``export`` extra is not installed.
     """
     _check(Path(out))
     floats = build_graphs(encoder, head, spec)
-    if ranges is None:
-        seen = calibrated(*floats, spec, calibration, quantisation.calibration)
-        graphs = quantise_all(seen, quantisation, report)
-    else:
-        graphs = quantise_by(floats, ranges)
+
+    def calibrate() -> Sequence[Calibration]:
+        return calibrated(*floats, spec, calibration, quantisation.calibration)
+
     described = _Described(
         spec=spec,
         provenance=provenance,
@@ -127,6 +128,7 @@ def export_bundle(
         metrics=metrics,
         keyword_threshold=keyword_threshold,
     )
+    graphs = _integers(floats, calibrate, ranges, quantisation, report)
     return _write_bundle(Path(out), described, floats, graphs, emitters)
 
 
@@ -166,21 +168,14 @@ def export_keyword_bundle(
     _check(Path(out))
     spec = model.spec
     spec.check_streaming()
-    graph = build_keyword_graph(model)
-    if ranges is None:
-        seen = calibrated_keywords(graph, spec, calibration, quantisation.calibration)
-        graphs = quantise_all([seen], quantisation, report)
-    else:
-        graphs = quantise_by((graph,), ranges)
-    described = _Described(
-        spec=spec,
-        provenance=provenance,
-        name=name,
-        licence=licence,
-        metrics=NO_METRICS,
-        keyword_threshold=None,
-    )
-    return _write_bundle(Path(out), described, (graph,), graphs, emitters)
+    floats = (build_keyword_graph(model),)
+
+    def calibrate() -> Sequence[Calibration]:
+        return [calibrated_keywords(*floats, spec, calibration, quantisation.calibration)]
+
+    described = _Described(spec=spec, provenance=provenance, name=name, licence=licence)
+    graphs = _integers(floats, calibrate, ranges, quantisation, report)
+    return _write_bundle(Path(out), described, floats, graphs, emitters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +186,8 @@ class _Described:
     provenance: Provenance
     name: str
     licence: str
-    metrics: Metrics
-    keyword_threshold: float | None
+    metrics: Metrics = NO_METRICS
+    keyword_threshold: float | None = None
 
 
 def _check(target: Path) -> None:
@@ -200,6 +195,25 @@ def _check(target: Path) -> None:
     for module in REQUIRED_MODULES:
         require(module, extra="export")
     _check_target(target)
+
+
+def _integers(
+    floats: tuple[Graph, ...],
+    calibrate: Callable[[], Sequence[Calibration]],
+    ranges: Ranges | None,
+    quantisation: Quantisation,
+    report: Callable[[GraphReport], None] | None,
+) -> tuple[Graph, ...]:
+    """The integer graphs: by the ranges that are given, or else calibrated."""
+    if ranges is not None:
+        if quantisation != INT8 or report is not None:
+            raise ExportError(
+                "expected ranges alone, got a quantisation or a report too: a model is exported in "
+                "the int8 that it was trained in; leave them out, or leave out the ranges to "
+                "calibrate it anew"
+            )
+        return quantise_by(floats, ranges)
+    return quantise_all(calibrate(), quantisation, report)
 
 
 def _write_bundle(

@@ -1,9 +1,9 @@
 """What a bundle's model files say of themselves: JSON texts under three keys.
 
-``licence`` is in every file of ``onnx/`` and ``tflite/``. ``labels`` (names of the outputs, in
-order) and ``features`` (the specification of the front end) are in those of the graph that gives a
-model's answer, the head or the keyword model: who has the files alone knows what goes in and what
-comes out, and it is said once.
+``licence`` is in every file of ``onnx/``, ``tflite/`` and ``fused/``. ``labels`` (names of the
+outputs, in order) and ``features`` (the specification of the front end) are in those of the graph
+that gives a model's answer, the head, the keyword model or the fused one, which has the front end
+in it: who has the files alone knows what goes in and what comes out, and it is said once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 from edge_imputer.specs import AnyModelSpec, KeywordModelSpec
 
 BLANK = "<blank>"
+UNSTATED = "unstated"  # the licence of a model whose owner said none
 
 
 def labels_of(spec: AnyModelSpec) -> list[str]:

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from edge_imputer.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 MAPPED = {f"edge_imputer.{name}": ROOT / name for name in ("train", "export", "firmware_bridge")}
@@ -84,3 +88,11 @@ def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edge_imputer.cli.benches import untrained_bundle
 
     return untrained_bundle(tmp_path_factory.mktemp("bundle") / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small model of `graphs`, all artefacts in it; not to be modified."""
+    from .bundles import export_small
+
+    return export_small(tmp_path_factory.mktemp("small") / "bundle")

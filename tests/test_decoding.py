@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from itertools import product
-from math import exp, inf, log
+from math import exp, inf, log, log10
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from edge_imputer.tokens import Tokenizer
 
 SPACED = TokenSpec(characters=(" ", "a", "b"))
 UNSPACED = TokenSpec(characters=("a", "b", "c"))
+WIDER = TokenSpec(characters=(" ", "a", "b", "x"))
 GRAPHS = {
     "words": (lexicon(["a", "ab", "ba", "aa"]), SPACED),
     "weighted words": (lexicon({"a": 3, "bb": 1}, word_penalty=0.7), SPACED),
@@ -258,21 +261,104 @@ def test_files_that_are_no_arpa_models(tmp_path, content: str, says: str) -> Non
         TokenNgram.read_arpa(tmp_path / "x.arpa")
 
 
+def check_search(
+    model: TokenNgram, seed: int, score_of: Callable[[str], float], tokens: TokenSpec = SPACED
+) -> str:
+    """The best text by search, which is that of all alignments with these scores of texts."""
+    rows = log_probs(np.random.default_rng(seed), 5, tokens)
+    path = searched(model.network(tokens, weight=0.6, token_bonus=0.2), rows)
+    assert path is not None
+    relative = rows.astype(np.float64) - rows.astype(np.float64).max(1, keepdims=True)
+    tokenizer, best = Tokenizer(tokens), (-inf, "")
+    for alignment in product(range(rows.shape[1]), repeat=len(rows)):
+        text = tokenizer.decode(tokenizer.collapse(alignment))
+        score = float(relative[np.arange(5), alignment].sum())
+        best = max(best, (score + 0.6 * score_of(text) + 0.2 * len(text), text))
+    assert path.score == pytest.approx(best[0], abs=1e-9)
+    assert tokenizer.decode(unit.output for unit in path.units) == best[1]
+    return best[1]
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_search_with_an_ngram_equals_enumeration(order: int, seed: int) -> None:
     model = TokenNgram.train(TEXTS, order=order)
-    rows = log_probs(np.random.default_rng(seed), 5, SPACED)
-    path = searched(model.network(SPACED, weight=0.6, token_bonus=0.2), rows)
-    assert path is not None
-    relative = rows.astype(np.float64) - rows.astype(np.float64).max(1, keepdims=True)
-    tokenizer, best = Tokenizer(SPACED), (-inf, "")
-    for alignment in product(range(rows.shape[1]), repeat=len(rows)):
-        text = tokenizer.decode(tokenizer.collapse(alignment))
-        score = float(relative[np.arange(5), alignment].sum())
-        best = max(best, (score + 0.6 * model.score(text) + 0.2 * len(text), text))
-    assert path.score == pytest.approx(best[0], abs=1e-9)
-    assert tokenizer.decode(unit.output for unit in path.units) == best[1]
+    check_search(model, seed, model.score)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_an_alphabet_may_have_what_the_texts_lack(order: int) -> None:
+    """By Witten and Bell's formula down to what is equally likely; nothing is lost or gained."""
+    model = TokenNgram.train(TEXTS, order=order, alphabet=WIDER.characters)
+    assert set(model.tokens) == {*WIDER.characters, "</s>"}
+    for history in product(["<s>", *WIDER.characters], repeat=2):
+        following = [exp(model.log_prob(token, history)) for token in model.tokens]
+        assert sum(following) == pytest.approx(1)
+    counted = [token for text in TEXTS for token in (*text, "</s>")]
+    kinds = len(set(counted))
+    share = kinds / (len(WIDER.characters) + 1) / (len(counted) + kinds)
+    assert exp(model.log_prob("x", ["x"])) == pytest.approx(share)  # no text has anything after x
+    texts = [check_search(model, seed, cache(model.score), WIDER) for seed in range(3)]
+    assert any("x" in text for text in texts)
+    assert TokenNgram.train(TEXTS, order=order, alphabet="ab").score("ab") == pytest.approx(
+        TokenNgram.train(TEXTS, order=order).score("ab")
+    )
+
+
+UNKNOWN_ARPA = """\\data\\
+ngram 1=5
+ngram 2=4
+
+\\1-grams:
+-99 <s> -0.2
+-0.5 </s>
+-0.4 a -0.3
+-0.9 <space> -0.1
+-0.6 <unk> -0.25
+
+\\2-grams:
+-0.3 <s> a
+-0.7 a <unk>
+-0.2 <unk> a
+-0.8 <unk> <unk>
+
+\\end\\
+"""
+
+
+def by_hand(text: str, seen: str = "a ") -> float:
+    """The score of a text by that file, where "b" and "x" share what is unknown."""
+    probabilities = {"</s>": -0.5, "a": -0.4, " ": -0.9, "?": -0.6}
+    backoffs = {"<s>": -0.2, "a": -0.3, " ": -0.1, "?": -0.25}
+    pairs = {"<s>a": -0.3, "a?": -0.7, "?a": -0.2, "??": -0.8}
+    score, before = 0.0, "<s>"
+    for token in [*(c if c in seen else "?" for c in text), "</s>"]:
+        score += pairs.get(before + token, backoffs[before] + probabilities[token])
+        score -= log10(2) if token == "?" else 0
+        before = token
+    return score * log(10)
+
+
+@pytest.mark.parametrize("name", ["<unk>", "<UNK>"])
+def test_characters_that_a_file_lacks_share_its_unknown_token(tmp_path, name: str) -> None:
+    (tmp_path / "x.arpa").write_text(UNKNOWN_ARPA.replace("<unk>", name))
+    read = TokenNgram.read_arpa(tmp_path / "x.arpa")
+    model = read.covering(WIDER.characters)
+    assert set(model.tokens) == {*WIDER.characters, "</s>"}
+    for text in map("".join, product(WIDER.characters, repeat=3)):
+        assert model.score(text) == pytest.approx(by_hand(text))
+    texts = [check_search(read, seed, cache(by_hand), WIDER) for seed in range(3)]
+    assert any("x" in text for text in texts)
+    model.write_arpa(tmp_path / "again.arpa")
+    again = TokenNgram.read_arpa(tmp_path / "again.arpa").covering(WIDER.characters)
+    assert again.score("xab a") == pytest.approx(model.score("xab a"), abs=1e-5)
+
+
+def test_an_unknown_token_does_not_make_a_model_of_words_one_of_characters(tmp_path) -> None:
+    (tmp_path / "x.arpa").write_text("\\1-grams:\n-1 <unk>\n-1 a\n-1 hello\n-1 </s>\n\\end\\")
+    model = TokenNgram.read_arpa(tmp_path / "x.arpa")
+    with pytest.raises(SpecError, match=r"got ' ': .*a model of words is none"):
+        model.network(SPACED)
 
 
 def test_spaces_that_are_no_ascii_come_back(tmp_path) -> None:
@@ -288,7 +374,7 @@ def test_too_many_histories_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_characters_that_the_ngram_never_saw() -> None:
-    with pytest.raises(SpecError, match="'c'"):
+    with pytest.raises(SpecError, match=r"'c': .*alphabet="):
         TokenNgram.train(TEXTS).network(UNSPACED)
 
 
@@ -297,3 +383,5 @@ def test_orders_and_texts_that_are_none() -> None:
         TokenNgram.train(TEXTS, order=0)
     with pytest.raises(SpecError, match="texts"):
         TokenNgram.train([])
+    with pytest.raises(SpecError, match="single characters, got 'ab'"):
+        TokenNgram.train(TEXTS, alphabet=["a", "ab"])

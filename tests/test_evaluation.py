@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from edge_imputer.errors import DataError, SpecError
 from edge_imputer.metrics import edits
-from edge_imputer.peaks import EVENT_FLOOR, Peak, PeakPicker
+from edge_imputer.peaks import EVENT_FLOOR, Peak, PeakPicker, events_at_all
 from edge_imputer.train.evaluation import (
     Entry,
     Journal,
@@ -117,22 +118,19 @@ def test_systems_are_compared_on_the_same_words() -> None:
 SCORES = st.lists(
     st.sampled_from([0.0, 0.0005, 0.1, 0.2, 0.5, 0.9, 1.0]), min_size=0, max_size=30
 ).map(lambda x: np.array(x, np.float32))
+THRESHOLDS = st.sampled_from([0.0, 0.1, 0.15, 0.5, 0.9, 1.0])
 
 
-def peaks_slowly(scores: npt.NDArray[np.float32], min_gap: int) -> list[int]:
-    """By definition: a maximum of its surroundings, not within reach of a better event."""
-    candidates = []
-    for t in range(len(scores)):
-        before = next((scores[i] for i in range(t - 1, -1, -1) if scores[i] != scores[t]), -1)
-        after = next((scores[i] for i in range(t + 1, len(scores)) if scores[i] != scores[t]), -1)
-        first = t == 0 or scores[t - 1] != scores[t]
-        if first and scores[t] > before and scores[t] > after and scores[t] >= EVENT_FLOOR:
-            candidates.append(t)
+def peaks_slowly(scores: npt.NDArray[np.float32], min_gap: int, threshold: float) -> list[int]:
+    """By definition: better than the score before, no worse than that after, and not too soon."""
     events: list[int] = []
-    for t in sorted(candidates, key=lambda t: (-scores[t], t)):
-        if all(abs(t - e) >= min_gap for e in events):
+    padded = [-1.0, *scores.tolist(), -1.0]
+    for t in range(len(scores)):
+        before, score, after = padded[t : t + 3]
+        is_peak = before < score >= after and score >= max(EVENT_FLOOR, np.float32(threshold))
+        if is_peak and all(t - e >= min_gap for e in events):
             events.append(t)
-    return sorted(events)
+    return events
 
 
 def peaks_of(scores: npt.NDArray[np.float32], min_gap: int, threshold: float = 0.0) -> list[Peak]:
@@ -140,13 +138,14 @@ def peaks_of(scores: npt.NDArray[np.float32], min_gap: int, threshold: float = 0
     return [*picker.push(scores[:, None]), *picker.finish()]
 
 
-@given(SCORES, st.integers(1, 8))
-def test_peaks_are_those_of_the_definition(scores: npt.NDArray[np.float32], gap: int) -> None:
-    found = peaks_of(scores, gap)
+@given(SCORES, st.integers(1, 8), THRESHOLDS)
+def test_peaks_are_those_of_the_definition(
+    scores: npt.NDArray[np.float32], gap: int, threshold: float
+) -> None:
+    found = peaks_of(scores, gap, threshold)
     frames = [peak.frame for peak in found]
-    assert frames == peaks_slowly(scores, gap)
+    assert frames == peaks_slowly(scores, gap, threshold)
     np.testing.assert_allclose([peak.score for peak in found], scores[frames], atol=1e-7)
-    assert (np.diff(frames) >= gap).all()
 
 
 @given(SCORES, st.integers(1, 8), st.lists(st.integers(0, 9), max_size=8))
@@ -156,45 +155,67 @@ def test_peaks_of_a_stream_are_those_of_the_whole(
     picker = PeakPicker([0.0], gap)
     found, at = [], 0
     for n in [*cuts, len(scores)]:
-        new = picker.push(scores[at : at + n, None])
+        found += picker.push(scores[at : at + n, None])
         at = min(len(scores), at + n)
-        assert all(peak.frame + gap <= at for peak in new)  # nothing is said too early
-        found += new
     assert [*found, *picker.finish()] == peaks_of(scores, gap)
 
 
-@given(SCORES, st.integers(1, 8), st.sampled_from([0.1, 0.15, 0.5, 0.9, 1.0]))
-def test_a_stream_with_a_threshold_finds_the_events_that_reach_it(
-    scores: npt.NDArray[np.float32], gap: int, threshold: float
-) -> None:
-    all_of_them = peaks_of(scores, gap)
-    found = peaks_of(scores, gap, threshold)
-    assert found == [peak for peak in all_of_them if peak.score >= threshold]
-
-
-def test_a_peak_is_said_when_its_refractory_time_is_over() -> None:
-    """Also where the score never falls below the threshold again."""
+def test_a_peak_is_said_with_the_next_score() -> None:
+    """Also where the score stays as high, or never falls below the threshold again."""
     picker = PeakPicker([0.1], 5)
-    scores = np.tile(np.array([0.9, 0.5], np.float32), 40)
-    said = {at: picker.push(scores[at : at + 1, None]) for at in range(80)}
+    scores = np.tile(np.array([0.9, 0.5], np.float32), 20)
+    scores[30:] = 0.7
+    said = {at: picker.push(scores[at : at + 1, None]) for at in range(40)}
     heard = [(at, peak.frame) for at, peaks in said.items() for peak in peaks]
-    assert heard[:3] == [(5, 0), (11, 6), (17, 12)]
-    assert len(picker.finish()) == 1
+    assert heard == [(1, 0), (7, 6), (13, 12), (19, 18), (25, 24), (31, 30)]
+    assert picker.finish() == []
+    assert picker.push(np.array([[0.2]])) == []
+    assert picker.finish() == [Peak(0, 0, 0.2)]
 
 
-@given(SCORES, st.integers(1, 8), st.sampled_from([0.1, 0.15, 0.5, 0.9, 1.0]))
-def test_events_of_a_threshold_need_no_second_look(
-    scores: npt.NDArray[np.float32], gap: int, threshold: float
+@given(SCORES, st.integers(1, 8))
+def test_events_at_all_thresholds_are_as_many_as_at_each(
+    scores: npt.NDArray[np.float32], gap: int
 ) -> None:
-    """Counting among all events equals forgetting all that is below the threshold first."""
-    events = [peak for peak in peaks_of(scores, gap) if peak.score >= threshold]
-    floored = np.where(scores >= np.float32(threshold), scores, 0)
-    assert events == peaks_of(floored, gap)
+    """And the first is the best score: what is said once is detected or not, whatever the gap."""
+    found = events_at_all(scores[:, None], gap)
+    levels = {0.0, *np.round(scores.astype(float), 7).tolist()}
+    for threshold in sorted(level for level in levels if level <= 1):
+        wanted = len(peaks_of(scores, gap, threshold))
+        assert sum(peak.score >= threshold for peak in found) == wanted
+    best = max((peak.score for peak in found), default=0.0)
+    assert best == pytest.approx(max([0.0, *scores[scores >= EVENT_FLOOR].tolist()]))
+    assert [peak.frame for peak in found] == sorted({peak.frame for peak in found})
+
+
+@given(st.lists(st.integers(0, 60), max_size=40), st.integers(1, 8), st.randoms())
+def test_events_are_the_most_peaks_that_stand_apart(
+    frames: list[int], gap: int, random: Random
+) -> None:
+    """Of scores of their own, so that every order in which peaks come up is met."""
+    scores = np.zeros((124, 1), np.float32)
+    for frame in frames:
+        scores[2 * frame] = random.randint(1, 1000) / 1000
+    found = sorted(events_at_all(scores, 2 * gap), key=lambda peak: -peak.score)
+    for index, peak in enumerate(found):
+        reach = np.flatnonzero(scores[:, 0] >= np.float32(peak.score))
+        assert most_apart(reach.tolist(), 2 * gap) == index + 1 + sum(
+            other.score == peak.score for other in found[index + 1 :]
+        )
+
+
+def most_apart(frames: list[int], gap: int) -> int:
+    """The most of them that stand `gap` apart, by dynamic programming."""
+    most: list[int] = []
+    for index, frame in enumerate(frames):
+        before = [most[i] for i in range(index) if frames[i] + gap <= frame]
+        most.append(1 + max(before, default=0))
+    return max(most, default=0)
 
 
 def test_events_not_frames() -> None:
     scores = np.zeros((200, 2), np.float32)
-    scores[50:80, 0] = 0.9  # a word held for 30 frames is one event
+    scores[50:80, 0] = 0.9  # a word held for 30 frames is one event, and the better one is its
     scores[60, 0] = 0.95
     scores[100, 1] = scores[190, 1] = 0.5
     found = pick_events(scores, 0.04, 1.0)

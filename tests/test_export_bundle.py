@@ -6,17 +6,16 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from edge_imputer.bundle import Bundle, Interval, Manifest, Metrics, Provenance
+from edge_imputer.bundle import Bundle, Interval, Manifest, Metrics
 from edge_imputer.errors import BundleIntegrityError, ExportError, MissingExtraError
 from edge_imputer.export import bundle as bundle_module
 from edge_imputer.export.build import build_graphs
-from edge_imputer.export.bundle import NO_METRICS, export_bundle, update_metrics
+from edge_imputer.export.bundle import NO_METRICS, update_metrics
 from edge_imputer.export.card import model_card
 from edge_imputer.export.graph import Graph
 from edge_imputer.export.memory import plan
@@ -31,6 +30,7 @@ from edge_imputer.firmware_bridge.emit import write_native
 from edge_imputer.pipeline import StreamingDecoder
 from edge_imputer.recognizer import Recognizer
 
+from .bundles import PROVENANCE, export_small
 from .graphs import OTHER_MODELS, model_spec, modules, small_model, waveforms
 
 MODEL_FILES = {
@@ -41,14 +41,11 @@ MODEL_FILES = {
     "tflite/encoder.tflite",
     "tflite/imputer.tflite",
 }
-PROVENANCE = Provenance(
-    data="noise that swells",
-    n_clips=3,
-    seed=7,
-    updates=11,
-    checkpoint_sha256="ab" * 32,
-    created_by="edge-imputer 0.1.0",
-)
+SOURCES = {
+    f"native/{name}.{ending}"
+    for name in ("edge_imputer", "edim_kernels", "edim_model")
+    for ending in "ch"
+}
 METRICS = Metrics(
     data="two recordings",
     digit_accuracy=Interval(value=0.975, low=0.9512, high=0.99, n=200),
@@ -59,38 +56,16 @@ METRICS = Metrics(
 )
 
 
-def export(out: Path, **changes: Any) -> Bundle:
-    spec = model_spec()
-    encoder, head = modules(spec)
-    fields: dict[str, Any] = {
-        "encoder": encoder,
-        "head": head,
-        "spec": spec,
-        "provenance": PROVENANCE,
-        "calibration": waveforms(),
-        "name": "small",
-        "licence": "Apache-2.0",
-    }
-    return export_bundle(out, **(fields | changes))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "small"
-    export(folder)
-    return folder
-
-
 @pytest.fixture
-def bundle(made: Path, tmp_path: Path) -> Bundle:
+def bundle(small_bundle: Bundle, tmp_path: Path) -> Bundle:
     """A copy that a test may spoil."""
-    shutil.copytree(made, tmp_path / "copy")
+    shutil.copytree(small_bundle.path, tmp_path / "copy")
     return Bundle.load(tmp_path / "copy")
 
 
 def test_bundle_holds_every_file_and_nothing_else(bundle: Bundle) -> None:
     listed = set(bundle.manifest.files)
-    assert listed == MODEL_FILES | {"MODEL_CARD.md"}
+    assert listed == MODEL_FILES | SOURCES | {"MODEL_CARD.md"}
     found = {p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if p.is_file()}
     assert found == listed | {"manifest.json"}
     assert bundle.spec == model_spec()
@@ -100,19 +75,18 @@ def test_bundle_holds_every_file_and_nothing_else(bundle: Bundle) -> None:
 
 
 def test_manifest_describes_the_graphs(bundle: Bundle) -> None:
-    spec = bundle.spec
-    floats = build_graphs(*modules(spec), spec)
-    graphs = calibrate_and_quantise(*floats, spec, waveforms())
+    model = small_model()
+    graphs = model.encoder, model.imputer
     for graph in graphs:
         record = bundle.manifest.graph(graph.name)
-        assert record == graph_record(graph)
+        assert record == graph_record(graph, record.arena_bytes)
+        assert record.arena_bytes >= plan(graph)[1]
         assert [r.name for r in record.inputs] == graph.inputs
         assert [r.name for r in record.outputs] == graph.outputs
         for tensor in (*record.inputs, *record.outputs):
             assert tensor.shape == graph.tensors[tensor.name].shape
             assert tensor.quant == graph.tensors[tensor.name].quant
             assert (tensor.quant is None) == (tensor.dtype == "int32")
-        assert record.arena_bytes == plan(graph)[1]
         onnx_file = bundle.file(f"onnx/{graph.name}.int8.onnx")
         same_arrays(graph, onnx_file, bundle.file(f"tflite/{graph.name}.tflite"))
     record = bundle.manifest.graph("encoder")
@@ -122,9 +96,8 @@ def test_manifest_describes_the_graphs(bundle: Bundle) -> None:
     assert set(zero_feeds(graphs[0])) == {r.name for r in record.inputs}
 
 
-def test_export_is_deterministic(made: Path, tmp_path: Path) -> None:
-    again = export(tmp_path / "again")
-    assert again.manifest == Bundle.load(made).manifest
+def test_export_is_deterministic(small_bundle: Bundle, tmp_path: Path) -> None:
+    assert export_small(tmp_path / "again").manifest == small_bundle.manifest
 
 
 def test_recogniser_runs_on_the_bundle(bundle: Bundle) -> None:
@@ -160,7 +133,7 @@ def test_emitters_write_into_the_bundle_and_state_their_memory(tmp_path: Path) -
         assert imputer.quantised
         return {"encoder": 4321}
 
-    bundle = export(tmp_path / "out", emitters=(silent, telling))
+    bundle = export_small(tmp_path / "out", emitters=(silent, telling))
     assert seen == ["encoder", "imputer"]
     assert bundle.file("native/model.c").read_text() == "/* integers */\n"
     arenas = [bundle.manifest.graph(name).arena_bytes for name in ("encoder", "imputer")]
@@ -172,19 +145,19 @@ def test_failed_export_leaves_nothing_and_spares_the_old_bundle(tmp_path: Path) 
         raise ExportError("no")
 
     with pytest.raises(ExportError, match="no"):
-        export(tmp_path / "out", emitters=(failing,))
+        export_small(tmp_path / "out", emitters=(failing,))
     assert list(tmp_path.iterdir()) == []
-    first = export(tmp_path / "out")
+    first = export_small(tmp_path / "out")
     with pytest.raises(ExportError, match="no"):
-        export(tmp_path / "out", name="other", emitters=(failing,))
+        export_small(tmp_path / "out", name="other", emitters=(failing,))
     assert Bundle.load(tmp_path / "out").manifest == first.manifest
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_bundle_is_replaced_whole(tmp_path: Path) -> None:
-    export(tmp_path / "out")
+    export_small(tmp_path / "out")
     (tmp_path / "out" / "stray.txt").write_text("left over")
-    bundle = export(tmp_path / "out", name="second")
+    bundle = export_small(tmp_path / "out", name="second")
     assert bundle.manifest.name == "second"
     assert not (tmp_path / "out" / "stray.txt").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -197,17 +170,17 @@ def test_what_is_not_a_bundle_is_left_alone(tmp_path: Path) -> None:
     file.write_text("text")
     for target in (folder, file):
         with pytest.raises(ExportError, match="is not a bundle"):
-            export(target)
+            export_small(target)
     assert (folder / "cat.jpg").read_bytes() == b"cat"
     assert file.read_text() == "text"
     (tmp_path / "empty").mkdir()
-    assert export(tmp_path / "empty" / "deep" / "out").manifest.name == "small"
-    assert export(tmp_path / "empty" / "deep" / "out").manifest.name == "small"
+    assert export_small(tmp_path / "empty" / "deep" / "out").manifest.name == "small"
+    assert export_small(tmp_path / "empty" / "deep" / "out").manifest.name == "small"
 
 
 def test_no_calibration_audio_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="give calibration audio"):
-        export(tmp_path / "out", calibration=[])
+        export_small(tmp_path / "out", calibration=[])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -217,7 +190,7 @@ def test_diverged_weights_are_refused(tmp_path: Path) -> None:
     with np.errstate(all="ignore"):
         head.output.weight.data[0, 0] = np.nan
         with pytest.raises(ExportError, match="not finite"):
-            export(tmp_path / "out", encoder=encoder, head=head)
+            export_small(tmp_path / "out", encoder=encoder, head=head)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,7 +202,7 @@ def test_missing_extra_is_said_before_any_work(
 
     monkeypatch.setattr(bundle_module, "require", missing)
     with pytest.raises(MissingExtraError, match=r"edge-imputer\[export\]"):
-        export(tmp_path / "out")
+        export_small(tmp_path / "out")
 
 
 def test_metrics_are_put_into_manifest_and_card_together(bundle: Bundle) -> None:
@@ -311,7 +284,7 @@ def test_every_kind_of_model_is_exported_and_decodes(
     monkeypatch.setenv("EDGE_IMPUTER_CACHE", str(tmp_path / "cache"))
     spec = OTHER_MODELS[name]
     encoder, head = modules(spec)
-    made = export(
+    made = export_small(
         tmp_path / "bundle", encoder=encoder, head=head, spec=spec, emitters=(write_native,)
     )
     floats = build_graphs(encoder, head, spec)

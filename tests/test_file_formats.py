@@ -22,7 +22,6 @@ from edge_imputer.backends.onnx import OnnxModel
 from edge_imputer.errors import ExportError, MissingExtraError
 from edge_imputer.export.build import build_encoder_graph
 from edge_imputer.export.builder import GraphBuilder
-from edge_imputer.export.bundle import export_bundle
 from edge_imputer.export.calibration import Calibration
 from edge_imputer.export.file_arrays import same_arrays
 from edge_imputer.export.file_metadata import file_metadata
@@ -37,9 +36,9 @@ from edge_imputer.export.reference import Interpreter, run_float, run_int, zero_
 from edge_imputer.export.tflite_emitter import tflite_bytes, write_tflite
 from edge_imputer.specs import PRESETS, FeatureSpec, KeywordModelSpec
 
-from .graphs import feed, feeds, model_spec, small_model, waveforms
-from .graphs import modules as model_modules
-from .test_export_bundle import PROVENANCE
+from .bundles import export_small
+from .graphs import feed, feeds, model_spec, small_model
+from .model_files import file_texts
 from .test_lowering import HEADS, SMALL, features, head, modules, windows
 from .test_lowering import quantised as small_encoder
 
@@ -310,35 +309,18 @@ def test_ort_needs_onnxruntime_and_its_suffix(
 def test_a_bundle_s_files_say_what_goes_in_and_comes_out(tmp_path: Path) -> None:
     """Labels and front end where the answer is given, the licence everywhere; .ort files too."""
     spec = model_spec()
-    encoder, imputer_head = model_modules(spec)
-    bundle = export_bundle(
-        tmp_path / "bundle",
-        encoder=encoder,
-        head=imputer_head,
-        spec=spec,
-        provenance=PROVENANCE,
-        calibration=waveforms(),
-        name="small",
-        licence="CC-BY-4.0",
-        emitters=[ort_emitter(spec, "CC-BY-4.0")],
+    bundle = export_small(
+        tmp_path / "bundle", licence="CC-BY-4.0", emitters=[ort_emitter(spec, "CC-BY-4.0")]
     )
     for name in WHOLE:
         said = {"licence": "CC-BY-4.0"}
         if name == "imputer":
             said |= {"labels": ["<blank>", *spec.tokens.characters]}  # type: ignore[dict-item]
             said |= {"features": msgspec.to_builtins(spec.features)}
-        found = []
-        for suffix in ("onnx", "int8.onnx", "int8.ort"):
-            path = bundle.file(f"onnx/{name}.{suffix}")
-            session = onnxruntime.InferenceSession(str(path))
-            found.append(session.get_modelmeta().custom_metadata_map)
-        model = schema.ModelT.InitFromPackedBuf(bundle.file(f"tflite/{name}.tflite").read_bytes())
-        metadata = {m.name.decode(): bytes(model.buffers[m.buffer].data) for m in model.metadata}
-        del metadata["min_runtime_version"]
-        found.append(metadata)
-        for texts in found:
-            assert {key: json.loads(text) for key, text in texts.items()} == said
-    labels = json.loads(found[0]["labels"])
+        files = [f"onnx/{name}.{suffix}" for suffix in ("onnx", "int8.onnx", "int8.ort")]
+        for file in (*files, f"tflite/{name}.tflite"):
+            assert file_texts(bundle.file(file)) == said
+    labels = file_texts(bundle.file("tflite/imputer.tflite"))["labels"]
     assert labels.index("<blank>") == spec.tokens.blank_id
     assert len(labels) == spec.tokens.vocabulary_size
 

@@ -35,6 +35,7 @@ from edge_imputer.train.keyword_model import KeywordModel
 
 from .fused_cases import RUNTIMES, load, pcm16
 from .graphs import waveforms
+from .model_files import file_texts
 
 
 def keyword_model(features: AnyFeatureSpec) -> tuple[KeywordModelSpec, Graph]:
@@ -96,11 +97,15 @@ def test_keyword_models_score_as_their_parts_do(
 
 def test_files_of_a_keyword_model(tmp_path: Path) -> None:
     spec, graph = keyword_model(PcenSpec(n_mels=12))
-    record = write_fused_keywords(tmp_path / "fused", graph, spec)
+    record = write_fused_keywords(tmp_path / "fused", graph, spec, licence="MIT")
     text = (tmp_path / "fused" / "model.json").read_text()
     assert msgspec.json.decode(text, type=FusedKeywordRecord) == record
     assert record.classes == ("_unknown_", "yes", "no")
     assert record.smoothing_frames == 5
+    for name in ("model.onnx", "model.tflite"):
+        texts = file_texts(tmp_path / "fused" / name)
+        assert (texts["licence"], texts["labels"]) == ("MIT", ["_unknown_", "yes", "no"])
+        assert texts["features"] == msgspec.to_builtins(spec.features)
     assert record.chunk_samples == 640
     feeds = zero_feeds(fuse_keywords(graph, spec))
     assert list(record.zeros) == list(feeds)[1:]

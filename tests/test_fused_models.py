@@ -32,9 +32,11 @@ from edge_imputer.train.trainer import read_corpus, train
 
 from .fused_cases import decode_fused, decode_pipeline, load, pcm16, talkative
 from .graphs import OTHER_MODELS, model_spec, modules, small_model, waveforms
+from .model_files import file_texts
 from .training_cases import tiny_recipe, write_corpus
 
 DIGITS = Path(__file__).parents[1] / "train" / "digits" / "audio"
+FILES = ("model.onnx", "model.tflite")
 MODELS = {
     "crnn": model_spec(),
     "two blocks": model_spec(chunk_blocks=2, order="non-blank-first"),
@@ -133,13 +135,14 @@ def test_files_hold_the_model_and_say_how_to_call_it(tmp_path: Path) -> None:
     model = small_model()
     folders = tmp_path / "one", tmp_path / "two"
     records = [
-        write_fused(folder, model.encoder, model.imputer, model.spec, schedule=(3, 1))
+        write_fused(
+            folder, model.encoder, model.imputer, model.spec, schedule=(3, 1), licence="MIT"
+        )
         for folder in folders
     ]
-    for name in ("model.onnx", "model.tflite", "model.json"):
+    for name in (*FILES, "model.json"):
         first, second = ((folder / name).read_bytes() for folder in folders)
         assert first == second
-        assert name == "model.json" or METADATA_KEY.encode() in first
     text = (folders[0] / "model.json").read_text()
     record = msgspec.json.decode(text, type=FusedRecord)
     assert record == records[0]
@@ -148,8 +151,13 @@ def test_files_hold_the_model_and_say_how_to_call_it(tmp_path: Path) -> None:
     assert record.tokens == ("", " ", "a", "b", "c", "d")
     assert record.chunk_samples == 4 * 4 * 160
     assert record.lead_samples == 240
-    props = onnx.load(str(folders[0] / "model.onnx")).metadata_props
-    assert json.loads(props[0].value) == json.loads(text)
+    for name in FILES:
+        assert file_texts(folders[0] / name) == {
+            METADATA_KEY: json.loads(text),
+            "licence": "MIT",
+            "labels": ["<blank>", " ", "a", "b", "c", "d"],
+            "features": msgspec.to_builtins(model.spec.features),
+        }
     graph = fuse(model.encoder, model.imputer, model.spec, schedule=(3, 1))
     assert list(record.zeros) == graph.inputs[1:]
     for name, zero in record.zeros.items():
@@ -163,6 +171,8 @@ def test_a_bundle_is_fused_from_its_own_integers(untrained_bundle: Path, tmp_pat
     assert record.schedule == bundle.spec.head.schedule
     assert record.pcm == "float32"
     assert (tmp_path / "fused" / "model.tflite").stat().st_size < 400_000
+    for name in FILES:
+        assert file_texts(tmp_path / "fused" / name)["licence"] == bundle.manifest.licence
     with pytest.raises(ExportError, match="outside of the bundle"):
         fuse_bundle(bundle, bundle.path / "fused")
     assert Bundle.load(untrained_bundle).manifest == bundle.manifest
@@ -221,7 +231,8 @@ def test_the_command_line_puts_it_into_the_bundle(
     recipe = tiny_recipe("digits", "run.updates=1", "run.valid_every=1")
     data = read_corpus(corpus, recipe.data, 16_000)
     checkpoint = train(*data, recipe, tmp_path / "run", data_name="tones", progress=False)
-    arguments = ["export", checkpoint, "--data", corpus, "--out", tmp_path / "bundle", "--fused"]
+    arguments = ["export", checkpoint, "--data", corpus, "--out", tmp_path / "bundle"]
+    arguments += ["--fused", "--licence", "CC0-1.0"]
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     assert stop.value.code == 0, capsys.readouterr().err
@@ -233,6 +244,7 @@ def test_the_command_line_puts_it_into_the_bundle(
     }
     record = msgspec.json.decode(bundle.file("fused/model.json").read_bytes(), type=FusedRecord)
     path = bundle.file("fused/model.onnx")
+    assert file_texts(path)["licence"] == bundle.manifest.licence == "CC0-1.0"
     feeds = []
     for value in onnx.load(str(path)).graph.input:
         kind = value.type.tensor_type

@@ -44,6 +44,7 @@ from edge_imputer.train.evaluation.systems import open_keyword_model
 from edge_imputer.train.keyword_model import KeywordModel, TorchKeywordSystem
 from edge_imputer.train.trainer.initial import read_initial
 
+from .bundles import PROVENANCE
 from .c_tools import compile_c, run
 from .fakes import noise, write_bundle
 from .improving_cases import (
@@ -56,7 +57,6 @@ from .improving_cases import (
     write_corpus,
 )
 from .keyword_cases import ENCODERS, MEL, MICRO, PCEN, model
-from .test_export_bundle import PROVENANCE
 
 RATE = 16_000
 FEATURES: dict[str, AnyFeatureSpec] = {

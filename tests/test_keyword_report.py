@@ -367,19 +367,19 @@ def test_a_word_counts_once_however_many_boundaries_follow(tmp_path: Path) -> No
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.text(alphabet=". abc", min_size=1, max_size=40))
-def test_evaluation_counts_what_the_spotter_fires(alignment: str) -> None:
-    """With a refractory time of a frame: exactly the occurrences that a device reports."""
+@given(st.text(alphabet=". abc", min_size=1, max_size=40), st.sampled_from([1, 2, 5, 12]))
+def test_evaluation_counts_what_the_spotter_fires(alignment: str, gap: int) -> None:
+    """Exactly the occurrences that a device reports."""
     with tempfile.TemporaryDirectory() as folder:
         system = text_system(Path(folder), alignment)
     waveform = noise(len(alignment) * 640)
-    events = pick_events(system.score(waveform), system.frame_s, system.frame_s)
+    events = pick_events(system.score(waveform), system.frame_s, gap * system.frame_s)
     logits = logits_of(TALK, alignment + "." * 40)
     spotter = KeywordSpotter(
         Described(TALK),
         dict.fromkeys(system.keywords, 0.9),
         backend=ScriptedBackend(TALK, logits),
-        refractory_s=system.frame_s,
+        refractory_s=gap * system.frame_s,
     )
     fired = [
         (e.text, round(e.end_s - system.frame_s, 3))

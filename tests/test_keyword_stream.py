@@ -20,11 +20,13 @@ from edge_imputer.events import Keyword
 from edge_imputer.export.build import build_keyword_graph
 from edge_imputer.export.simulate import keyword_reference
 from edge_imputer.keyword_stream import KeywordStream, Smoother, smoothed
+from edge_imputer.peaks import PeakPicker, gap_frames
 from edge_imputer.specs import AnyFeatureSpec, AttentionSpec, ConformerSpec, KeywordModelSpec
 from edge_imputer.spotter import KeywordSpotter
 from edge_imputer.train.evaluation import pick_events
 from edge_imputer.train.keyword_model import TorchKeywordSystem
 
+from .clipping import check_clipping_warnings
 from .fakes import Described, FakeBackend, noise, small_spec
 from .keyword_cases import ENCODERS, FEATURES, MICRO, PCEN, model, spec
 
@@ -176,25 +178,32 @@ def test_keywords_may_be_some_of_the_models_in_any_order() -> None:
     assert [e.text for e in spotter.spot(waveform, sample_rate=RATE)] == ["yes", "no"]
 
 
-def test_an_event_is_said_when_its_refractory_time_is_over() -> None:
+def test_an_event_is_said_with_the_score_after_its_peak() -> None:
+    """However long its refractory time is, which only keeps later ones back, be they better."""
     peaks = {10: (0.8, 0.0), 13: (0.9, 0.0), 30: (0.7, 0.0)}
     spotter, waveform = scripted(peaks, {"yes": 0.5}, refractory_s=0.5)
     said = []
     for at in range(0, len(waveform), 160):
         piece = waveform[at : at + 160]
-        said += [(at / RATE, e.start_s) for e in spotter.push(piece, sample_rate=RATE)]
-    assert [round(start, 3) for _, start in said] == [1.3, 3.0]
-    for heard, start in said:
-        assert 0.5 <= heard - start <= 0.7
+        said += [(at / RATE, e) for e in spotter.push(piece, sample_rate=RATE)]
+    assert [(round(e.start_s, 3), round(e.confidence, 3)) for _, e in said] == [
+        (1.0, 0.8),
+        (3.0, 0.7),
+    ]
+    frame_s = 0.1
+    for heard, event in said:  # the samples that its score takes, and those of the next
+        assert heard - event.end_s <= frame_s + 0.03
     assert spotter.flush() == []
-    assert len(scripted(peaks, {"yes": 0.5}, refractory_s=0.3)[0].spot(waveform, sample_rate=RATE))
+    other, _ = scripted(peaks, {"yes": 0.5}, refractory_s=0.3)
+    found = other.spot(waveform, sample_rate=RATE)
+    assert [round(event.start_s, 3) for event in found] == [1.0, 1.3, 3.0]
 
 
 def test_the_end_of_a_stream_completes_its_events() -> None:
-    spotter, waveform = scripted({58: (0.8, 0.0)}, {"yes": 0.5})
+    spotter, waveform = scripted({59: (0.8, 0.0)}, {"yes": 0.5})
     for _ in range(2):  # and begins afresh
         assert spotter.push(waveform, sample_rate=RATE) == []
-        assert [round(e.start_s, 3) for e in spotter.flush()] == [5.8]
+        assert [round(e.start_s, 3) for e in spotter.flush()] == [5.9]
     spotter.push(waveform, sample_rate=RATE)
     spotter.reset()
     assert spotter.flush() == []
@@ -206,21 +215,24 @@ def test_the_end_of_a_stream_completes_its_events() -> None:
 def test_events_of_a_stream_are_those_of_evaluation(
     name: str, cuts: list[int], whole_between: bool
 ) -> None:
-    """What evaluation counts of the torch model, at the thresholds, is what the spotter says."""
+    """The spotter says the events in the torch model's scores, as many as evaluation counts."""
     system, stream = pair(name, "log-mel")
     waveform = noise(30_000, seed=4)
-    events = pick_events(system.score(waveform), system.frame_s, 0.3)
+    scores = system.score(waveform)
+    events = pick_events(scores, system.frame_s, 0.3)
     heights = {k: sorted(e.score for e in events if e.keyword == k) for k in (0, 1)}
     # Between two peaks, so that the last digits of the scores do not matter.
     thresholds = {
         word: float(np.mean(heights[k][len(heights[k]) // 2 - 1 :][:2]))
         for k, word in enumerate(system.keywords)
     }
+    picker = PeakPicker([*thresholds.values()], gap_frames(0.3, system.frame_s))
     wanted = sorted(
-        (e.time_s, system.keywords[e.keyword])
-        for e in events
-        if e.score >= thresholds[system.keywords[e.keyword]]
+        (round(peak.frame * system.frame_s, 3), system.keywords[peak.keyword])
+        for peak in [*picker.push(scores), *picker.finish()]
     )
+    counted = [e for e in events if e.score >= thresholds[system.keywords[e.keyword]]]
+    assert len(counted) == len(wanted)
     spotter = KeywordSpotter(
         Described(system.spec),  # type: ignore[arg-type]
         thresholds,
@@ -238,6 +250,10 @@ def test_events_of_a_stream_are_those_of_evaluation(
     assert sorted((round(e.start_s, 3), e.text) for e in found) == wanted
     assert wanted
     assert spotter.spot(waveform, sample_rate=RATE) == sorted(found, key=lambda e: e.start_s)
+
+
+def test_clipping_warns_once_a_stream() -> None:
+    check_clipping_warnings(scripted({}, {"yes": 0.5})[0])
 
 
 # ------------------------------------------------------------------------------ refusals

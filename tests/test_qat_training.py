@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from edge_imputer.backends.stepper import Stepper
+from edge_imputer.bundle import Bundle, file_records, write_manifest
 from edge_imputer.cli import steps
 from edge_imputer.cli.main import main
 from edge_imputer.errors import CheckpointError, ExportError, SpecError
@@ -18,6 +21,7 @@ from edge_imputer.export.qat import ExportQuantiser
 from edge_imputer.export.qat.models import QuantisedSpeech
 from edge_imputer.export.ranges import quantise_by
 from edge_imputer.export.reference import Interpreter, zero_feeds
+from edge_imputer.export.sensitivity import Quantisation
 from edge_imputer.export.simulate import reference_backend
 from edge_imputer.export.tflite_reader import read_tflite
 from edge_imputer.imputation import schedule
@@ -26,14 +30,16 @@ from edge_imputer.train.checkpoint import KEY, Checkpoint, load_checkpoint, read
 from edge_imputer.train.decode import decode
 from edge_imputer.train.tasks import KeywordTask, Task
 from edge_imputer.train.tasks.speech import SpeechTask
-from edge_imputer.train.trainer import Material, read_corpus, train
+from edge_imputer.train.trainer import Material, checkpoint_of, read_corpus, read_initial, train
 from edge_imputer.train.trainer.quantising import learning_rate
 
+from .bundles import export_small
 from .test_trainer import EVERYTHING, Crash, assert_same_runs
 from .training_cases import SIZES, TINY, tiny_recipe, write_corpus
 
 Data = tuple[Material, Material | None]
 QUANTISED = ("quantisation.updates=2", "quantisation.calibration_clips=4")
+MIXED = Quantisation(precision="mixed")
 SHORT = ("run.updates=10", "run.checkpoint_every=3", "run.valid_every=5", "run.patience=0")
 
 
@@ -93,6 +99,80 @@ def test_a_bundle_decodes_what_training_computed(
             logits = task.head(frames, alignment)[0].numpy()
             wanted = stepwise(backend, features[0].numpy(), alignment[0].numpy(), loaded)
             np.testing.assert_array_equal(logits, wanted)
+
+
+def test_a_bundle_carries_what_training_froze(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    """Exported again from what is in it, the model has the same integers in every file."""
+    loaded, material = load_checkpoint(trained), steps.load_corpus(corpus)
+    bundle = steps.export_checkpoint(trained, material, tmp_path / "bundle")
+    torch.save(checkpoint_of(bundle), tmp_path / "again.ckpt")
+    assert load_checkpoint(tmp_path / "again.ckpt").ranges == loaded.ranges
+    assert read_initial(bundle.path).ranges == read_initial(trained).ranges == loaded.ranges
+    again = steps.export_checkpoint(tmp_path / "again.ckpt", material, tmp_path / "again")
+    assert "ranges.json" in again.manifest.files
+    files = bundle.manifest.files
+    changed = {name for name in files if again.manifest.files[name] != files[name]}
+    assert changed <= {"MODEL_CARD.md", "weights.npz"}  # the checkpoint's name; times in the zip
+    assert again.manifest.graphs == bundle.manifest.graphs
+
+
+def test_a_bundle_without_ranges_is_one_of_a_model_that_was_not_quantised(
+    trained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """As all are that were exported before they were in it."""
+    bundle = steps.export_checkpoint(trained, steps.load_corpus(corpus), tmp_path / "bundle")
+    manifest = bundle.manifest
+    files = {name: file for name, file in manifest.files.items() if name != "ranges.json"}
+    write_manifest(bundle.path, msgspec.structs.replace(manifest, files=files))
+    old = Bundle.load(bundle.path)
+    assert read_initial(old.path).ranges is None
+    torch.save(checkpoint_of(old), tmp_path / "old.ckpt")
+    assert load_checkpoint(tmp_path / "old.ckpt").ranges is None
+    (old.path / "ranges.json").write_bytes(b'{"encoder": 3}')
+    write_manifest(old.path, msgspec.structs.replace(manifest, files=file_records(old.path)))
+    with pytest.raises(CheckpointError, match=r"ranges.json: its ranges cannot be read"):
+        read_initial(old.path)
+
+
+def test_a_quantised_model_is_tuned_in_its_own_integers(
+    data: Data, trained: Path, tmp_path: Path
+) -> None:
+    """Where no float update comes before that would make them others, nor another network."""
+    ranges = load_checkpoint(trained).ranges
+    only = ("run.updates=1", "quantisation.updates=1", QUANTISED[1])
+    same = load_checkpoint(run(data, tmp_path / "on", *only, init_from=trained))
+    assert same.ranges == ranges
+    for name, settings in {
+        "float": ("run.updates=2", *only[1:]),
+        "wider": (*only, "task.head.width=6"),
+    }.items():
+        other = load_checkpoint(run(data, tmp_path / name, *settings, init_from=trained))
+        assert other.ranges is not None
+        assert other.ranges != ranges
+
+
+@pytest.mark.parametrize("options", [("--precision", "mixed"), ("--report", "report")])
+def test_a_model_that_was_trained_in_int8_is_exported_in_it(
+    options: tuple[str, str], trained: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "bundle"
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(trained), "--data", str(corpus), "--out", str(out), *options])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "was trained in its integers, whose ranges are its own: leave out" in error
+    assert not out.exists()
+    loaded = load_checkpoint(trained)
+    with pytest.raises(ExportError, match=r"in the int8 that it was trained in; leave them out"):
+        export_small(
+            out,
+            encoder=loaded.encoder,
+            head=loaded.head,
+            spec=loaded.spec,
+            ranges=loaded.ranges,
+            **{"quantisation": MIXED} if "--precision" in options else {"report": print},
+        )
+    assert not out.exists()
 
 
 def stepwise(backend: Stepper, features: Array, alignment: Array, loaded: Checkpoint) -> Array:
@@ -253,6 +333,7 @@ def test_a_quantised_run_needs_a_quantiser(data: Data, tmp_path: Path) -> None:
         ("quantisation.calibration_clips=0", "calibration_clips: expected 1 or more, got 0"),
         ("quantisation.learning_rate=0", "above 0 and at most 10, got 0"),
         ("quantisation.calibration=best", "expected one of min-max, percentile, mse, got 'best'"),
+        ("quantisation.precision=mixed", "unknown key quantisation.precision"),
         ("quantisation.update=3", "unknown key quantisation.update; did you mean updates"),
     ],
 )

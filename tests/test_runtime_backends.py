@@ -16,35 +16,19 @@ from edge_imputer.backends import Backend, load_backend
 from edge_imputer.backends.base import Array
 from edge_imputer.backends.litert import LiteRtModel, _no_greeting
 from edge_imputer.backends.onnx import OnnxModel
-from edge_imputer.bundle import Bundle, Provenance
+from edge_imputer.bundle import Bundle
 from edge_imputer.errors import BackendError, BundleIntegrityError, MissingExtraError
-from edge_imputer.export.build import build_graphs
-from edge_imputer.export.bundle import export_bundle
-from edge_imputer.export.simulate import calibrate_and_quantise, reference_backend
+from edge_imputer.export.simulate import reference_backend
 from edge_imputer.pipeline import StreamingDecoder
 
-from .graphs import model_spec, modules, small_model, waveforms
+from .graphs import small_model, waveforms
 
 NAMES = ("onnx", "onnx-float", "litert")
-PROVENANCE = Provenance(
-    data="noise", n_clips=3, seed=0, updates=0, checkpoint_sha256="0" * 64, created_by="test"
-)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    spec = model_spec()
-    encoder, head = modules(spec)
-    return export_bundle(
-        tmp_path_factory.mktemp("bundles") / "small",
-        encoder=encoder,
-        head=head,
-        spec=spec,
-        provenance=PROVENANCE,
-        calibration=waveforms(),
-        name="small",
-        licence="Apache-2.0",
-    )
+@pytest.fixture
+def bundle(small_bundle: Bundle) -> Bundle:
+    return small_bundle
 
 
 @pytest.fixture(params=NAMES)
@@ -132,12 +116,12 @@ def test_one_backend_serves_several_streams_and_threads(bundle: Bundle, backend:
 
 def test_decoding_is_close_to_the_exact_integers(bundle: Bundle) -> None:
     spec = bundle.spec
-    floats = build_graphs(*modules(spec), spec)
-    ints = calibrate_and_quantise(*floats, spec, waveforms())
+    model = small_model()
+    integers = reference_backend(model.encoder, model.imputer, spec)
     references = {
-        "onnx": reference_backend(*ints, spec),
-        "litert": reference_backend(*ints, spec),
-        "onnx-float": reference_backend(*floats, spec),
+        "onnx": integers,
+        "litert": integers,
+        "onnx-float": reference_backend(model.float_encoder, model.float_imputer, spec),
     }
     for name, reference in references.items():
         state, exact = load_backend(bundle, name).initial_state(), reference.initial_state()

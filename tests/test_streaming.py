@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +32,7 @@ from edge_imputer.recognizer import Recognizer
 from edge_imputer.specs import ModelSpec
 from edge_imputer.spotter import KeywordSpotter
 
+from .clipping import check_clipping_warnings
 from .fakes import (
     Described,
     FakeBackend,
@@ -182,15 +182,12 @@ def test_refused_samples_leave_the_stream_as_it_was(
     assert_same([*chunks, *decoder.flush()], decoder_of().decode(waveform))
 
 
-def test_clipping_warns_once_a_stream_and_goes_on() -> None:
-    clipped = np.ones(500, np.float32)
+def test_clipping_warns_once_an_utterance_and_goes_on() -> None:
     decoder = decoder_of()
+    check_clipping_warnings(decoder)
     with pytest.warns(ClippingWarning):
-        decoder.push(clipped, sample_rate=RATE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        decoder.push(clipped, sample_rate=RATE)
-    assert decoder.n_samples == 1_000
+        decoder.push(np.ones(500, np.float32), sample_rate=RATE)
+    assert decoder.n_samples == 500
 
 
 def test_trace_is_kept_on_request() -> None:
@@ -388,6 +385,10 @@ def test_keyword_event_has_times_and_confidence() -> None:
     spotter = spotter_of(".c aab.. c")
     events = spotter.push(talk(".c aab.. c"), sample_rate=RATE) + spotter.flush()
     assert events == [Keyword("ab", pytest.approx(3 * 0.04), pytest.approx(6 * 0.04), 1.0)]
+
+
+def test_clipping_warns_once_a_stream_of_text_keywords() -> None:
+    check_clipping_warnings(spotter_of("ab ab ab"))
 
 
 @pytest.mark.parametrize(

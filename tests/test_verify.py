@@ -20,40 +20,26 @@ from edge_imputer.bundle import Bundle, file_records, write_manifest
 from edge_imputer.cli.main import main
 from edge_imputer.errors import BackendError, ExportError
 from edge_imputer.export import verify as module
-from edge_imputer.export.bundle import export_bundle, export_keyword_bundle
+from edge_imputer.export.bundle import export_keyword_bundle
 from edge_imputer.export.decoders import KINDS, Decoded
 from edge_imputer.export.graph import Array
 from edge_imputer.export.reference import Interpreter
 from edge_imputer.export.runtimes import ALL_RUNTIMES, RUNTIMES
 from edge_imputer.export.verify import FLOAT, INTEGERS, NATIVE, read_graphs, verify
-from edge_imputer.firmware_bridge.emit import write_native
 from edge_imputer.firmware_bridge.keywords import write_native_keywords
 from edge_imputer.specs import FeatureSpec, KeywordModelSpec, for_classes
 from edge_imputer.train.keyword_model import KeywordModel
 
-from .graphs import feeds, model_spec, modules, small_model, waveforms
-from .test_export_bundle import PROVENANCE
+from .bundles import PROVENANCE
+from .graphs import feeds, small_model, waveforms
 from .test_lowering import SMALL
 
 EVERY = (*RUNTIMES, NATIVE, FLOAT)  # that the tests' environment has for sure
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The small model of `graphs`, all artefacts in it."""
-    spec = model_spec()
-    encoder, head = modules(spec)
-    return export_bundle(
-        tmp_path_factory.mktemp("verify") / "bundle",
-        encoder=encoder,
-        head=head,
-        spec=spec,
-        provenance=PROVENANCE,
-        calibration=waveforms(),
-        name="small",
-        licence="Apache-2.0",
-        emitters=[write_native],
-    )
+@pytest.fixture
+def bundle(small_bundle: Bundle) -> Bundle:
+    return small_bundle
 
 
 def altered(bundle: Bundle, folder: Path, file: str, data: bytes) -> Bundle:

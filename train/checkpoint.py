@@ -113,8 +113,17 @@ def pack(
 def ranges_of(raw: dict[str, Any], path: Path) -> Ranges | None:
     """The ranges that a model was quantised by in training; None where it was not."""
     text = raw[KEY].get("ranges")
-    if text is None:
-        return None
+    return None if text is None else decode_ranges(text, path)
+
+
+def decode_ranges(text: str | bytes, path: Path) -> Ranges:
+    """Ranges from JSON.
+
+    Raises
+    ------
+    CheckpointError
+        It is something else.
+    """
     try:
         return msgspec.json.decode(text, type=dict[str, dict[str, tuple[float, float]]])
     except msgspec.DecodeError as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import BackendError
 from ..specs import KeywordModelSpec
-from .native import addresses, check_constants, check_version, load_library, unexpected
+from .native_code import NativeStream, check_constants, check_version, load_library
 
 if TYPE_CHECKING:
     from ..bundle import Bundle, Manifest
@@ -39,8 +38,8 @@ class KeywordsInfo(ctypes.Structure):
 class NativeKeywordBackend:
     """A bundle's C code behind the interface of every keyword backend.
 
-    The streaming state is one int8 array, (state_bytes,). As in `NativeBackend`, calls copy into
-    buffers whose addresses are bound once, and a lock guards them.
+    The streaming state is one int8 array, (state_bytes,). As in `NativeBackend`, streams may run in
+    several threads.
 
     Parameters
     ----------
@@ -67,34 +66,22 @@ class NativeKeywordBackend:
     def __init__(self, bundle: Bundle) -> None:
         library = self.library = load_library(bundle)
         info = self.info = _info(library, bundle)
-        self._lock = threading.Lock()
-        self._features = np.zeros((info.feature_frames, info.n_mels), np.float32)
-        self._state = np.zeros(info.state_bytes, np.int8)
-        self._logits = np.zeros((info.step_scores, info.n_classes), np.float32)
-        arena = self._arena = np.zeros(info.arena_bytes, np.int8)
-        self._step = library.edim_keywords_step_f32
-        self._step.restype = None
-        self._arguments = addresses(self._features, self._state, self._logits, arena)
-        library.edim_keywords_reset.restype = None
-        library.edim_keywords_reset(*addresses(self._state))
-        self._initial = self._state.copy()
+        self._stream = NativeStream(
+            library,
+            "keywords",
+            (info.feature_frames, info.n_mels),
+            info.state_bytes,
+            out=np.zeros((info.step_scores, info.n_classes), np.float32),
+            arena=np.zeros(info.arena_bytes, np.int8),
+        )
 
     def initial_state(self) -> State:
         """Int8 values of real zeros, in a tuple of one array; an empty one for windows."""
-        return (self._initial.copy(),)
+        return self._stream.initial_state()
 
     def keywords_step(self, features: Float32, state: State) -> tuple[Float32, State]:
         """Score the next feature frames, see `KeywordBackend`."""
-        before = state[0]
-        if features.shape != self._features.shape:
-            raise unexpected("features", self._features, features)
-        if before.shape != self._state.shape or before.dtype != np.int8:
-            raise unexpected("state", self._state, before)
-        with self._lock:
-            self._features[:] = features
-            self._state[:] = before
-            self._step(*self._arguments)
-            return self._logits.copy(), (self._state.copy(),)
+        return self._stream.step(features, state)
 
 
 def _info(library: ctypes.PyDLL, bundle: Bundle) -> KeywordsInfo:

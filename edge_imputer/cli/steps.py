@@ -259,7 +259,7 @@ def export_checkpoint(
     def with_training(*graphs_and_folder: Any) -> None:
         write_training(loaded, graphs_and_folder[-1])
 
-    fusing = [_fused_emitter(loaded.spec)] if fused else []
+    fusing = [_fused_emitter(loaded.spec, licence)] if fused else []
     if isinstance(loaded.task, KeywordTask):
         hop_frames = loaded.task.spec.step_features
 
@@ -294,14 +294,14 @@ def export_checkpoint(
     return bundle
 
 
-def _fused_emitter(spec: AnyModelSpec) -> Emitter:
+def _fused_emitter(spec: AnyModelSpec, licence: str) -> Emitter:
     from edge_imputer.export.fused.files import FOLDER, write_fused, write_fused_keywords
 
     def emit(*graphs_and_folder: Any) -> None:
         *graphs, folder = graphs_and_folder
         if isinstance(spec, KeywordModelSpec):
-            write_fused_keywords(folder / FOLDER, graphs[0], spec)
+            write_fused_keywords(folder / FOLDER, graphs[0], spec, licence=licence)
         else:
-            write_fused(folder / FOLDER, graphs[0], graphs[1], spec)
+            write_fused(folder / FOLDER, graphs[0], graphs[1], spec, licence=licence)
 
     return emit

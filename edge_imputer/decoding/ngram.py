@@ -5,8 +5,9 @@ history h, with n(h) tokens seen of t(h) kinds,
 
     p(c | h) = (count(h c) + t(h) p(c | shorter h)) / (n(h) + t(h))
 
-and every token equally likely where there is no history left. Saved and read in the ARPA format of
-the language modelling toolkits, where the space is ``<space>``.
+and every token equally likely where there is no history left: of those in the texts, or of an
+alphabet that has more. Saved and read in the ARPA format of the language modelling toolkits, where
+the space is ``<space>`` and ``<unk>`` stands for every token that the texts lack.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..specs import TokenSpec
 from ..tokens import WORD_SEPARATOR, Tokenizer
 from .network import START, Network, NetworkBuilder
 
-BEGIN, END, SPACE = "<s>", "</s>", "<space>"
+BEGIN, END, SPACE, UNKNOWN = "<s>", "</s>", "<space>", "<unk>"
 LARGEST = 100_000  # arcs of a network: 10 ms a frame or so
 
 Gram = tuple[str, ...]
@@ -42,6 +43,8 @@ class TokenNgram:
         For every history that is known, those of all tokens need not be there.
     backoffs : mapping from history to natural logarithm
         What a token that is not costs besides its probability after a history shorter by one.
+    unseen : characters that are `UNKNOWN` in these tables
+        They share its probability equally. See `covering`.
 
     Attributes
     ----------
@@ -50,13 +53,21 @@ class TokenNgram:
     """
 
     def __init__(
-        self, order: int, log_probs: dict[Gram, float], backoffs: dict[Gram, float]
+        self,
+        order: int,
+        log_probs: dict[Gram, float],
+        backoffs: dict[Gram, float],
+        unseen: Iterable[str] = (),
     ) -> None:
         self.order, self._log_probs, self._backoffs = order, log_probs, backoffs
-        self.tokens = tuple(gram[0] for gram in log_probs if len(gram) == 1 and gram[0] != BEGIN)
+        self._unseen = frozenset(unseen)
+        known = [gram[0] for gram in log_probs if len(gram) == 1]
+        self.tokens = (*(t for t in known if t not in (BEGIN, UNKNOWN)), *sorted(self._unseen))
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, order: int = 3) -> TokenNgram:
+    def train(
+        cls, texts: Iterable[str], *, order: int = 3, alphabet: Iterable[str] = ()
+    ) -> TokenNgram:
         """Count the tokens of transcripts.
 
         Parameters
@@ -64,12 +75,19 @@ class TokenNgram:
         texts : iterable of str
         order : int
             Ordinary text has few enough histories of 3 tokens for a search; of 4 only little text.
+        alphabet : iterable of characters
+            What may be said besides what the texts have, such as ``spec.tokens.characters``: a
+            character that they lack has its share of the equally likely tokens.
 
         Raises
         ------
         SpecError
-            No text, or an order below 1.
+            No text, an order below 1, or an alphabet of something else than characters.
         """
+        characters = set(alphabet)
+        strange = sorted(character for character in characters if len(character) != 1)
+        if strange:
+            raise SpecError(f"expected an alphabet of single characters, got {strange[0]!r}")
         if order < 1:
             raise SpecError(f"expected an order of at least 1, got {order}")
         following: defaultdict[Gram, Counter[str]] = defaultdict(Counter)
@@ -80,7 +98,7 @@ class TokenNgram:
                     following[tuple(said[at - length : at])][said[at]] += 1
         if not following:
             raise SpecError("expected texts to count tokens in, got none")
-        tokens = sorted(following[()])
+        tokens = sorted({*following[()], *characters})
         probabilities: dict[Gram, float] = {}
         backoffs: dict[Gram, float] = {}
         for history in sorted(following, key=len):
@@ -102,16 +120,18 @@ class TokenNgram:
         SpecError
             The model does not know the token.
         """
-        known = tuple(history)[-(self.order - 1) :] if self.order > 1 else ()
-        if (token,) not in self._log_probs:
+        known = self._last(history)
+        name = self._name(token)
+        if (name,) not in self._log_probs:
             some = ", ".join(map(repr, self.tokens[:10]))
             raise SpecError(
                 f"expected one of the model's {len(self.tokens)} tokens ({some} ...), "
                 f"got {token!r}: "
-                "it must know every character of the recogniser; train it with TokenNgram.train on "
-                "texts that have them all (a model of words is none)"
+                "it must know every character of the recogniser; train it with "
+                "TokenNgram.train(texts, alphabet=...), or with <unk> (a model of words is none)"
             )
-        cost, gram = 0.0, (*known, token)
+        cost = -math.log(len(self._unseen)) if name is not token else 0.0
+        gram = (*known, name)
         while gram not in self._log_probs:
             cost += self._backoffs.get(gram[:-1], 0.0)
             gram = gram[1:]
@@ -124,10 +144,32 @@ class TokenNgram:
 
     def history(self, tokens: Sequence[str]) -> Gram:
         """The longest end of these tokens that tells anything about what follows."""
-        known = tuple(tokens)[-(self.order - 1) :] if self.order > 1 else ()
+        known = self._last(tokens)
         while known and known not in self._backoffs:
             known = known[1:]
         return known
+
+    def covering(self, characters: Iterable[str]) -> TokenNgram:
+        """The same model for these characters too, where it has `UNKNOWN` for what it never saw.
+
+        Those that it lacks share the probability of that equally, and are alike as histories. A
+        model without it, or of words, is given back as it is: it does not know them.
+        """
+        known = {token for token in self.tokens if token != END}
+        missing = set(characters) - known
+        if not missing or (UNKNOWN,) not in self._log_probs or any(len(t) > 1 for t in known):
+            return self
+        unseen = self._unseen | missing
+        return TokenNgram(self.order, self._log_probs, self._backoffs, unseen)
+
+    def _name(self, token: str) -> str:
+        """What the tables call a token."""
+        return UNKNOWN if token in self._unseen else token
+
+    def _last(self, tokens: Sequence[str]) -> Gram:
+        """Those of the tokens before that can tell anything, by the tables' names."""
+        last = tuple(tokens)[-(self.order - 1) :] if self.order > 1 else ()
+        return tuple(self._name(token) for token in last)
 
     def write_arpa(self, path: str | os.PathLike[str]) -> None:
         """Write the model in the ARPA format, with base-10 logarithms of seven digits."""
@@ -181,7 +223,7 @@ class TokenNgram:
         Parameters
         ----------
         tokens : TokenSpec
-            All of its characters must be known to the model.
+            All of its characters must be known to the model, or it must have `UNKNOWN`.
         weight : float
             What the model's log-probabilities are multiplied by.
         token_bonus : float
@@ -192,10 +234,11 @@ class TokenNgram:
         SpecError
             A character is unknown, or there are too many histories.
         """
+        model = self.covering(tokens.characters)
         ids = {character: Tokenizer(tokens).encode(character)[0] for character in tokens.characters}
         builder = NetworkBuilder(tokens.blank_id)
         places: dict[tuple[Gram, str], int] = {}  # (history, last token) -> node
-        begin = self.history([BEGIN]) if self.order > 1 else ()
+        begin = model.history([BEGIN])
         queue: list[tuple[Gram, str]] = [(begin, "")]
         places[begin, ""] = START
         n_arcs = 0
@@ -203,11 +246,11 @@ class TokenNgram:
             node = places[history, last]
             unit = ids[last] if last else -1
             for character in tokens.characters:
-                following = self.history([*history, character]), character
+                following = model.history([*history, character]), character
                 if following not in places:
                     places[following] = builder.node(ids[character], begins=True)
                     queue.append(following)
-                cost = weight * self.log_prob(character, history) + token_bonus
+                cost = weight * model.log_prob(character, history) + token_bonus
                 builder.arc(node, places[following], cost, unit)
                 n_arcs += 1
             if n_arcs > LARGEST:
@@ -215,7 +258,7 @@ class TokenNgram:
                     f"expected at most {LARGEST} ways from history to history, got more: "
                     f"{self.order}-grams of {len(ids)} characters; use a smaller order"
                 )
-            builder.end(node, weight * self.log_prob(END, history), unit)
+            builder.end(node, weight * model.log_prob(END, history), unit)
         return builder.finish([1] * (tokens.mask_id + 1))
 
 
@@ -234,7 +277,8 @@ def _read_gram(
     parts = re.split("[ \t]+", line.strip(" \t\r"))
     if len(parts) not in (n + 1, n + 2):
         raise SpecError(f"{where}: expected a logarithm, {n} tokens and perhaps a backoff: {line}")
-    gram = tuple(WORD_SEPARATOR if word == SPACE else word for word in parts[1 : n + 1])
+    names = {SPACE: WORD_SEPARATOR, UNKNOWN.upper(): UNKNOWN}
+    gram = tuple(names.get(word, word) for word in parts[1 : n + 1])
     try:
         log_probs[gram] = float(parts[0]) * math.log(10)
         if len(parts) == n + 2:

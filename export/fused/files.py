@@ -15,6 +15,7 @@ from edge_imputer.imputation import resolve_schedule
 from edge_imputer.specs import FrameSpec, KeywordModelSpec, ModelSpec
 
 from ..file_arrays import same_arrays
+from ..file_metadata import UNSTATED, file_metadata
 from ..graph import Graph
 from ..onnx_emitter import write_onnx
 from ..tflite_emitter import write_tflite
@@ -96,6 +97,7 @@ def write_fused(
     *,
     schedule: Sequence[int] | None = None,
     pcm: Pcm = "int16",
+    licence: str = UNSTATED,
 ) -> FusedRecord:
     """Fuse two quantised graphs and write ``model.tflite``, ``model.onnx`` and ``model.json``.
 
@@ -104,6 +106,7 @@ def write_fused(
     folder : path
         Made if it is not there.
     encoder, imputer, spec, schedule, pcm : as `fuse` takes them
+    licence : of the model, for the metadata of both files
 
     Raises
     ------
@@ -117,12 +120,17 @@ def write_fused(
         schedule=resolve_schedule(spec.head, None, schedule),
         tokens=("", *spec.tokens.characters),
     )
-    _write(Path(folder), graph, record)
+    _write(Path(folder), graph, record, file_metadata(spec, licence, last=True))
     return record
 
 
 def write_fused_keywords(
-    folder: str | os.PathLike[str], graph: Graph, spec: KeywordModelSpec, *, pcm: Pcm = "int16"
+    folder: str | os.PathLike[str],
+    graph: Graph,
+    spec: KeywordModelSpec,
+    *,
+    pcm: Pcm = "int16",
+    licence: str = UNSTATED,
 ) -> FusedKeywordRecord:
     """The same of a keyword model.
 
@@ -131,6 +139,7 @@ def write_fused_keywords(
     folder : path
         Made if it is not there.
     graph, spec, pcm : as `fuse_keywords` takes them
+    licence : of the model, for the metadata of both files
 
     Raises
     ------
@@ -143,7 +152,7 @@ def write_fused_keywords(
         classes=spec.classes,
         smoothing_frames=spec.smoothing_frames,
     )
-    _write(Path(folder), fused, record)
+    _write(Path(folder), fused, record, file_metadata(spec, licence, last=True))
     return record
 
 
@@ -181,12 +190,14 @@ def fuse_bundle(
         )
         for record in loaded.manifest.graphs
     ]
-    spec = loaded.spec
+    spec, licence = loaded.spec, loaded.manifest.licence
     if isinstance(spec, KeywordModelSpec):
         if schedule is not None:
             raise SpecError("expected no schedule for a keyword model, which has no head")
-        return write_fused_keywords(folder, graphs[0], spec, pcm=pcm)
-    return write_fused(folder, graphs[0], graphs[1], spec, schedule=schedule, pcm=pcm)
+        return write_fused_keywords(folder, graphs[0], spec, pcm=pcm, licence=licence)
+    return write_fused(
+        folder, graphs[0], graphs[1], spec, schedule=schedule, pcm=pcm, licence=licence
+    )
 
 
 def _call(graph: Graph, features: FrameSpec, frame_s: float) -> dict[str, Any]:
@@ -203,13 +214,15 @@ def _call(graph: Graph, features: FrameSpec, frame_s: float) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, graph: Graph, record: FusedCall) -> None:
+def _write(folder: Path, graph: Graph, record: FusedCall, said: dict[str, str]) -> None:
+    """All three files; the other two say what a bundle's do, and how to call them."""
     text = msgspec.json.format(msgspec.json.encode(record)).decode()
     onnx_path, tflite_path, json_path = (
         folder / f"{STEM}{suffix}" for suffix in (".onnx", ".tflite", ".json")
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_onnx(graph, onnx_path, {METADATA_KEY: text})
-    write_tflite(graph, tflite_path, {METADATA_KEY: text})
+    metadata = {METADATA_KEY: text, **said}
+    write_onnx(graph, onnx_path, metadata)
+    write_tflite(graph, tflite_path, metadata)
     json_path.write_text(text + "\n", "utf-8")
     same_arrays(graph, onnx_path, tflite_path)

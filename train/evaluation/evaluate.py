@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from edge_imputer import __version__
 from edge_imputer.backends import load_backend
 from edge_imputer.bundle import Bundle
@@ -167,10 +165,10 @@ def spot_and_count(
         options.model, keywords, backend=options.backend, n_steps=options.n_steps
     )
     system, identity = model.system, model.identity
-    settings = msgspec.json.encode([__version__, identity, system.keywords, refractory_s]).decode()
+    scoring = KeywordScoring(system, refractory_s)
     runner = Runner(
-        identity=f"keywords {settings}",
-        compute=KeywordScoring(system, refractory_s),
+        identity=scoring.identity(identity),
+        compute=scoring,
         sample_rate=SAMPLE_RATE,
         journal=journal,
         noise=options.noise_mixer(SAMPLE_RATE),

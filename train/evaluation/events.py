@@ -1,8 +1,8 @@
 """Events in a trace of scores, and which of them were said.
 
-What an event is, `edge_imputer.peaks` says. Which peaks these are does not depend on a threshold,
-so that the events at *every* threshold are known at once: those whose score reaches it. Hence
-misses never fall and false alarms never rise as the threshold does.
+What an event is, `edge_imputer.peaks` says, and how many there are at *every* threshold at once: as
+many as have a score that reaches it. Hence misses never fall and false alarms never rise as the
+threshold does.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_imputer.peaks import EVENT_FLOOR, PeakPicker, gap_frames
+from edge_imputer.peaks import events_at_all, gap_frames
 
 from ..data.transcripts import normalize
 
 MISSED = -1.0  # score of a keyword that was said and left no event
+RULE = "first peaks"  # in the key of what is kept of a clip: events of another rule are not these
 
 
 class ScoredEvent(msgspec.Struct, frozen=True, array_like=True):
-    """A peak: index of the keyword, seconds into the clip, score."""
+    """One event more: index of the keyword, seconds into the clip, score at which it is there."""
 
     keyword: int
     time_s: float
@@ -31,7 +32,7 @@ class ScoredEvent(msgspec.Struct, frozen=True, array_like=True):
 def pick_events(
     scores: npt.NDArray[np.float32], frame_s: float, refractory_s: float
 ) -> list[ScoredEvent]:
-    """Events of all keywords in a trace of scores, by keyword, then time.
+    """Events of all keywords in a trace of scores, by keyword, then time; see `events_at_all`.
 
     Parameters
     ----------
@@ -46,11 +47,9 @@ def pick_events(
     SpecError
         Scores that are not finite or not in [0, 1].
     """
-    picker = PeakPicker([EVENT_FLOOR] * scores.shape[1], gap_frames(refractory_s, frame_s))
-    peaks = [*picker.push(scores), *picker.finish()]
     return [
         ScoredEvent(peak.keyword, round(peak.frame * frame_s, 3), peak.score)
-        for peak in sorted(peaks, key=lambda peak: peak.keyword)
+        for peak in events_at_all(scores, gap_frames(refractory_s, frame_s))
     ]
 
 

@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge_imputer import __version__
 from edge_imputer.claims import operating_point_claims
 from edge_imputer.errors import DataError
 from edge_imputer.measured import DataKind, DataSource, Measured, OperatingPoint
 from edge_imputer.metrics import clopper_pearson, false_alarm_rate
 
 from . import tally
-from .events import pick_events, said_in
+from .events import RULE, pick_events, said_in
 from .journal import Entry
 from .results import Curve, FalseAlarmRow, KeywordReport, KeywordRow, MissRow, RunInfo
 from .rows import DataSet
@@ -34,6 +35,11 @@ class KeywordScoring:
     def __init__(self, system: KeywordSystem, refractory_s: float) -> None:
         self.system = system
         self.refractory_s = refractory_s
+
+    def identity(self, model: str) -> str:
+        """Everything that a clip's events depend on; `model` says it of the system."""
+        settings = [__version__, model, self.system.keywords, self.refractory_s, RULE]
+        return f"keywords {msgspec.json.encode(settings).decode()}"
 
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
         """Score a clip as a stream that then ends, once, and keep its peaks."""

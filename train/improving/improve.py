@@ -22,7 +22,15 @@ from ..checkpoint import Checkpoint, load_checkpoint
 from ..data import ClipRecord, Manifest
 from ..evaluation.journal import Journal
 from ..recipe import Recipe
-from ..trainer import LAST, RECIPE_NAME, WEIGHTS_NAME, checkpoint_of, read_corpus, train
+from ..trainer import (
+    LAST,
+    RANGES_NAME,
+    RECIPE_NAME,
+    WEIGHTS_NAME,
+    checkpoint_of,
+    read_corpus,
+    train,
+)
 from .comparing import Comparison, RateComparison
 from .continuing import RATE, SHARE, continuing_recipe, write_corpus, write_saved
 from .measuring import Measuring
@@ -247,7 +255,9 @@ def _check_out(model: Path, out: Path) -> None:
 def original_file(bundle: Bundle, recipe: Recipe | None, out: Path) -> Path:
     """Where a bundle's float model is kept as a checkpoint; of each content another name."""
     files = bundle.manifest.files
-    content = [files[name].sha256 for name in (WEIGHTS_NAME, RECIPE_NAME) if name in files]
+    content = [
+        files[name].sha256 for name in (WEIGHTS_NAME, RECIPE_NAME, RANGES_NAME) if name in files
+    ]
     digest = hashlib.sha256(msgspec.json.encode([content, recipe])).hexdigest()
     return out / f"original-{digest[:12]}.ckpt"
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from edge_imputer import __version__
 from edge_imputer.errors import SpecError
 
 from ..evaluation import KeywordSystem
 from ..evaluation.evaluate import REFRACTORY_S
+from ..evaluation.keyword_report import KeywordScoring
 from ..evaluation.systems import open_keyword_model
 
 DEFAULT_THRESHOLD = 0.5  # of a checkpoint, which carries none
@@ -77,7 +75,5 @@ def open_spotter(
     limits = {word: own.get(word, DEFAULT_THRESHOLD) for word in model.system.keywords}
     if threshold is not None:
         limits = dict.fromkeys(limits, threshold)
-    settings = msgspec.json.encode(
-        [__version__, model.identity, model.system.keywords, refractory_s]
-    ).decode()
-    return Spotter(path, model.system, f"keywords {settings}", limits, refractory_s)
+    identity = KeywordScoring(model.system, refractory_s).identity(model.identity)
+    return Spotter(path, model.system, identity, limits, refractory_s)

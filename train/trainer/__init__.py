@@ -6,6 +6,7 @@ fault has a stated end.
 """
 
 from .initial import (
+    RANGES_NAME,
     RECIPE_NAME,
     WEIGHTS_NAME,
     Initial,
@@ -25,6 +26,7 @@ __all__ = [
     "CHECKPOINT_NAME",
     "LAST",
     "PREVIOUS",
+    "RANGES_NAME",
     "RECIPE_NAME",
     "WEIGHTS_NAME",
     "Initial",

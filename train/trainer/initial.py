@@ -17,7 +17,8 @@ from edge_imputer.bundle import MANIFEST_NAME, Bundle
 from edge_imputer.errors import CheckpointError
 from edge_imputer.specs import AnyModelSpec
 
-from ..checkpoint import Checkpoint, Origin, pack, read_raw, unpack
+from ..checkpoint import Checkpoint, Origin, decode_ranges, pack, ranges_of, read_raw, unpack
+from ..quantisation import Ranges
 from ..recipe import Recipe, make_recipe
 from ..tasks import Task
 from .store import State
@@ -26,16 +27,21 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "weights.npz"  # float weights in a bundle, by their names in the task
 RECIPE_NAME = "recipe.json"  # what they were trained by
+RANGES_NAME = "ranges.json"  # by which they were quantised in training, if they were
 
 
 @dataclass(frozen=True)
 class Initial:
-    """A model to begin from."""
+    """A model to begin from.
+
+    `ranges` are those that it was quantised by in training, if it was.
+    """
 
     path: Path
     spec: AnyModelSpec
     weights: Mapping[str, Tensor]
     sha256: str
+    ranges: Ranges | None = None
 
 
 def read_initial(path: Path) -> Initial:
@@ -51,11 +57,12 @@ def read_initial(path: Path) -> Initial:
     if not path.is_dir():
         raw = read_raw(path)
         spec, _, _ = unpack(raw, path)
-        return Initial(path, spec, raw["state_dict"], _sha256(path))
+        return Initial(path, spec, raw["state_dict"], _sha256(path), ranges_of(raw, path))
     if not (path / MANIFEST_NAME).is_file() and (path / "last.ckpt").is_file():
         return read_initial(path / "last.ckpt")
     bundle = Bundle.load(path)
-    return Initial(path, bundle.spec, _weights_of(bundle), _sha256(path / WEIGHTS_NAME))
+    weights, sha256 = _weights_of(bundle), _sha256(path / WEIGHTS_NAME)
+    return Initial(path, bundle.spec, weights, sha256, _ranges_of(bundle))
 
 
 def checkpoint_of(bundle: Bundle, recipe: Recipe | None = None) -> State:
@@ -82,7 +89,7 @@ def checkpoint_of(bundle: Bundle, recipe: Recipe | None = None) -> State:
         )
     made = bundle.manifest.provenance
     origin = Origin(data=made.data, n_clips=made.n_clips)
-    return pack(weights, bundle.spec, recipe, origin, made.updates)
+    return pack(weights, bundle.spec, recipe, origin, made.updates, _ranges_of(bundle))
 
 
 def _weights_of(bundle: Bundle) -> dict[str, Tensor]:
@@ -93,6 +100,14 @@ def _weights_of(bundle: Bundle) -> dict[str, Tensor]:
         )
     with np.load(bundle.file(WEIGHTS_NAME), allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _ranges_of(bundle: Bundle) -> Ranges | None:
+    """None where the model was not quantised in training, or before bundles said so."""
+    if RANGES_NAME not in bundle.manifest.files:
+        return None
+    path = bundle.file(RANGES_NAME)
+    return decode_ranges(path.read_bytes(), path)
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -108,12 +123,17 @@ def portable(recipe: Recipe) -> Recipe:
 
 
 def write_training(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write weights and recipe into a bundle, so that its model can be trained on."""
+    """Write weights, recipe and ranges into a bundle, so that its model can be trained on."""
     state = checkpoint.task.state_dict()
     arrays = {name: value.detach().cpu().numpy() for name, value in state.items()}
     np.savez(folder / WEIGHTS_NAME, **arrays)
-    written = msgspec.json.format(msgspec.json.encode(portable(checkpoint.recipe)), indent=2)
-    (folder / RECIPE_NAME).write_bytes(written + b"\n")
+    _write_json(folder / RECIPE_NAME, portable(checkpoint.recipe))
+    if checkpoint.ranges is not None:
+        _write_json(folder / RANGES_NAME, checkpoint.ranges)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def take_over(task: Task, initial: Initial) -> None:

@@ -36,7 +36,7 @@ class QuantisedEnd:
     Attributes
     ----------
     ranges : Ranges or None
-        None until the end has begun.
+        None until the end has begun, but where the first weights come with theirs.
     """
 
     def __init__(

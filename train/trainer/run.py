@@ -100,6 +100,8 @@ def train(
         if initial is not None:
             take_over(loop.task, initial)
             loop.begin_average()
+            if end is not None and end.includes(0) and initial.spec == feed.spec:
+                end.ranges = initial.ranges  # it goes on in the integers that it has
         if fabric.is_global_zero:
             remove_run(out)
     return _carry_out(loop, feed)
