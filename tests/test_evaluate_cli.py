@@ -186,7 +186,7 @@ def test_a_given_threshold_needs_no_valid_split(
         (("-d", "WORDS", "--noise", "WORDS", "--snr", "5", "--split", "train"), "'train'"),
         (("-d", "none"), "manifest.jsonl"),
         (("-d", "WORDS", "--synthetic", "TALK"), "one of the data sets"),
-        (("-d", "WORDS", "--task", "transcripts", "-w", "one"), "belong to keywords"),
+        (("-d", "WORDS", "--task", "transcripts", "-w", "one"), "belongs to keywords"),
         (("-d", "WORDS", "-n", "TALK", "-w", "one", "--compare", "BUNDLE"), "transcripts"),
         (("-d", "WORDS", "--backend", "gpu"), "'gpu'"),
     ],

@@ -70,6 +70,20 @@ class WordGraph:
         """Every word there is, once, in the order of first use."""
         return tuple(dict.fromkeys(arc.word for arc in self.arcs))
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Every rule of a grammar that words were written out of, once; none of a lexicon."""
+        markers = [m for arc in self.arcs for m in arc.markers]
+        markers += [m for _, at_end in self.finals.values() for m in at_end]
+        return tuple(dict.fromkeys(m.text for m in markers if m.kind == "begin"))
+
+    def says(self, text: str) -> bool:
+        """Whether the words of a text, split at white space, are a way through the graph."""
+        states = {0}
+        for word in unicodedata.normalize("NFC", text).split():
+            states = {a.target for a in self.arcs if a.source in states and a.word == word}
+        return not states.isdisjoint(self.finals)
+
 
 def lexicon(words: Iterable[str] | Mapping[str, float], *, word_penalty: float = 0.0) -> WordGraph:
     """Any sequence of the words, or none of them.
