@@ -17,6 +17,7 @@ from edge_imputer.decoding import (
     word_graph,
 )
 from edge_imputer.errors import SpecError, SynthesisError
+from edge_imputer.events import Meaning
 from edge_imputer.train.synthesis import (
     grammar_as_jsgf,
     grammar_words,
@@ -159,33 +160,26 @@ VALUES = {
 }
 
 
-def path_of(language: GraphLanguage, text: str) -> list[int]:
-    """The arcs of a way to say a text."""
-    ways: dict[int, list[int]] = {0: []}
-    for word in text.split():
-        further: dict[int, list[int]] = {}
-        for number, arc in enumerate(language.graph.arcs):
-            if arc.source in ways and arc.word == word:
-                further.setdefault(arc.target, [*ways[arc.source], number])
-        ways = further
-    return next(way for state, way in ways.items() if state in language.graph.finals)
+def understood(language: GraphLanguage, text: str) -> Meaning:
+    path = language.graph.path(text)
+    assert path is not None, text
+    return meaning(language.graph, path)
 
 
 def test_the_coffee_grammar_knows_the_values_of_its_task() -> None:
     language = read_language(COFFEE)
     assert isinstance(language, GraphLanguage)
-    meant = {}
     for slot, values in VALUES.items():
         for value in values.split(", "):
             drink = value if slot == "coffeeDrink" else "latte"
             before = value if slot in ("size", "roast", "numberOfShots") else "small"
             after = value if slot in ("milkAmount", "sugarAmount") else "sugar"
             text = f"can i have a {before} {drink} with {after} please"
-            meant[slot, value] = meaning(language.graph, path_of(language, text))
-            assert meant[slot, value].slots.get(slot) == value
-            assert meant[slot, value].intent == "orderDrink"
+            meant = understood(language, text)
+            assert meant.slots.get(slot) == value
+            assert meant.intent == "orderDrink"
     both = "large dark roast double shot iced mocha with a lot of cream and some brown sugar"
-    slots = meaning(language.graph, path_of(language, both)).slots
+    slots = understood(language, both).slots
     assert {name: slots[name] for name in VALUES} == {
         "coffeeDrink": "iced mocha",
         "milkAmount": "a lot of cream",
