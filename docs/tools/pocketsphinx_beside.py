@@ -208,7 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row = {"data": data.name, "search": search, **measure(data, of, noise, snr)}
                 rows.append(row)
                 figures = [f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float)]
-                print(f"{data.name}, {search}, {row['condition']}: {', '.join(figures)}")
+                print(
+                    f"{data.name}, {search}, {row['condition']}: {', '.join(figures)}", flush=True
+                )
     found = {"recogniser": f"pocketsphinx {version('pocketsphinx')}", "rows": rows}
     line = json.dumps(found)
     if options.out is not None:
