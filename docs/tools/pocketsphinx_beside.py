@@ -181,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("data", type=Path, nargs="+", help="corpus folders")
     parser.add_argument("--language", type=Path, help="words (.txt) or a grammar (.jsgf)")
+    parser.add_argument("--language-only", action="store_true", help="not its own language model")
     parser.add_argument("--split", default="test")
     parser.add_argument("--noise", type=Path, help="recordings of noise of the same split")
     parser.add_argument("--snr", type=float, nargs="+", default=[], help="dB, for --noise")
@@ -188,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="at most so many clips, spread over the corpus")
     parser.add_argument("--out", type=Path, help="file for the JSON object")
     options = parser.parse_args(arguments)
+    if options.language_only and options.language is None:
+        parser.error("expected --language FILE with --language-only")
     if bool(options.snr) != (options.noise is not None):
         parser.error("expected --noise and --snr together")
     language = None if options.language is None else read_language(options.language)
@@ -200,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for folder in options.data:
         data = spread(open_data_set(corpus_path(folder), options.split), options.limit)
-        searches = {} if tells_commands_only([data]) else {OWN: None}
+        own = not (options.language_only or tells_commands_only([data]))
+        searches: dict[str, GraphLanguage | None] = {OWN: None} if own else {}
         if language is not None:
             searches[options.language.name] = language
         for search, of in searches.items():

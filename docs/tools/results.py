@@ -8,8 +8,8 @@
 `record` puts what a command measured into a table of the JSON file; with ``--of misses``,
 ``--of transcripts`` or ``--of slots`` the file is an ``evaluation.json`` of `edge-imputer
 evaluate`. `render` writes the page's tables from it. A table of the page is declared in a comment,
-one column a line, ``header | format`` with the keys of the rows; what stands between it and the closing comment is
-rendered. A part of a format in double square brackets is left out where its
+one column a line, ``header | format`` with the keys of the rows; what stands between it and the
+closing comment is rendered. A part of a format in double square brackets is left out where its
 value is missing::
 
     <!-- table loss
