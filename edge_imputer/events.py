@@ -37,6 +37,11 @@ class Meaning:
     tags: tuple[str, ...] = ()
 
     @property
+    def intent(self) -> str | None:
+        """The public rule that was said, which begins first; None where nothing was."""
+        return self.rules[0][0] if self.rules else None
+
+    @property
     def slots(self) -> dict[str, str]:
         """Rule -> the words of its first use."""
         return dict(reversed(self.rules))

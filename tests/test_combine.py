@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from edge_imputer.cli.main import main
 from edge_imputer.errors import DataError
 from edge_imputer.train.data import ClipRecord, Manifest, read_clip, write_manifest
-from edge_imputer.train.data.combine import concatenate, merge
+from edge_imputer.train.data.combine import concatenate, join, merge
 from edge_imputer.train.improving.continuing import write_corpus
 from edge_imputer.train.recipe import read_recipe
 
@@ -130,3 +131,40 @@ def test_too_little_for_a_recording_is_said(tmp_path: Path) -> None:
         concatenate(source, tmp_path / "b", seconds=(60, 160), sample_rate=RATE, seed=0)
     with pytest.raises(DataError, match="shortest <= longest"):
         concatenate(source, tmp_path / "b", seconds=(5, 3), sample_rate=RATE, seed=0)
+
+
+def test_joined_utterances_are_clips_of_one_speaker(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "a", 12)
+    join(source.folder, list(source), tmp_path / "b", 9, length=(2, 4), sample_rate=RATE, seed=1)
+    joined = list(Manifest.open(tmp_path / "b"))
+    by_word = {record.text: record for record in source}
+    assert [r.speaker for r in joined] == ["s0", "s1", "s2"] * 3
+    for record in joined:
+        words = (record.text or "").split()
+        assert 2 <= len(words) <= 4
+        assert {by_word[word].speaker for word in words} == {record.speaker}
+        assert (record.split, record.label) == ("test", None)
+        heard = read_clip(tmp_path / "b", record, RATE)
+        spoken = [read_clip(source.folder, by_word[word], RATE) for word in words]
+        assert np.sum(heard**2) == pytest.approx(sum(np.sum(s**2) for s in spoken), rel=1e-3)
+    with pytest.raises(DataError, match="fewest <= most"):
+        join(source.folder, [*source], tmp_path / "c", 1, length=(3, 2), sample_rate=RATE, seed=1)
+    with pytest.raises(DataError, match="which is the corpus"):
+        join(source.folder, [*source], tmp_path / "a", 1, length=(1, 2), sample_rate=RATE, seed=1)
+
+
+def test_joining_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(*arguments: str, status: int = 0) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["data", "join", str(tmp_path / "a"), str(tmp_path / "b"), *arguments])
+        assert (stop.value.code or 0) == status
+        return "".join(capsys.readouterr())
+
+    corpus(tmp_path / "a", 12, split="train")
+    assert "split 'test'" in command(status=2)
+    assert "got dev" in command("--split", "dev", status=2)
+    said = command("-n", "4", "--clips", "1", "3", "--hold-out", "s1", "--rate", str(RATE))
+    assert "4 utterances of 1 speakers" in said
+    rows = list(Manifest.open(tmp_path / "b"))
+    assert {(row.speaker, row.split, row.sample_rate) for row in rows} == {("s1", "test", RATE)}
+    assert "expected one of the speakers s0, s1, s2" in command("--hold-out", "x", status=2)

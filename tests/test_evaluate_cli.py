@@ -102,6 +102,20 @@ def test_transcripts_by_condition(
     assert "http" not in page
 
 
+def test_passes_by_number_or_by_schedule(
+    capsys: pytest.CaptureFixture[str], untrained_bundle: Path, words: Path, tmp_path: Path
+) -> None:
+    data = (untrained_bundle, "--data", words, "--out", tmp_path / "out", "--json")
+    one, all_at_once, two = (
+        json.loads(run(capsys, *data, *passes))
+        for passes in (("-k", "1"), ("--schedule", "8"), ("--schedule", "7,1"))
+    )
+    assert one["rows"] == all_at_once["rows"]
+    assert [r["run"]["settings"]["passes"] for r in (one, all_at_once, two)] == ["1", "8", "7,1"]
+    # Three settings, eight clips: nothing was taken from another's entries.
+    assert len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) == 24
+
+
 def test_keywords_end_in_a_bundle_that_knows_its_threshold(
     capsys: pytest.CaptureFixture[str],
     untrained_bundle: Path,
@@ -186,8 +200,10 @@ def test_a_given_threshold_needs_no_valid_split(
         (("-d", "WORDS", "--noise", "WORDS", "--snr", "5", "--split", "train"), "'train'"),
         (("-d", "none"), "manifest.jsonl"),
         (("-d", "WORDS", "--synthetic", "TALK"), "one of the data sets"),
-        (("-d", "WORDS", "--task", "transcripts", "-w", "one"), "belong to keywords"),
+        (("-d", "WORDS", "--task", "transcripts", "-w", "one"), "belongs to keywords"),
         (("-d", "WORDS", "-n", "TALK", "-w", "one", "--compare", "BUNDLE"), "transcripts"),
+        (("-d", "WORDS", "-n", "TALK", "-w", "one", "--schedule", "8"), "transcripts and slots"),
+        (("-d", "WORDS", "--schedule", "1,x"), "--schedule such as 5,1,1,1"),
         (("-d", "WORDS", "--backend", "gpu"), "'gpu'"),
     ],
 )

@@ -135,6 +135,18 @@ def test_what_a_path_means() -> None:
     assert half.slots == {"order": "a flat", "count": "a", "drink": "flat"}
 
 
+def test_the_path_of_a_text_is_the_best_one() -> None:
+    body = "public <a> = /1/ x <b> | /3/ x <c> | y; <b> = z; <c> = z;"
+    graph = word_graph(parse_jsgf(grammar(body)))
+    path = graph.path(" x  z ")
+    assert path is not None
+    assert meaning(graph, path).slots == {"a": "x z", "c": "z"}
+    assert sum(graph.arcs[number].weight for number in path) == 0.0
+    assert [graph.path(text) for text in ("x", "z", "", "x z y")] == [None] * 4
+    for text, arcs in sentences(word_graph(parse_jsgf(COFFEE)), 30):
+        assert word_graph(parse_jsgf(COFFEE)).path(text) == arcs
+
+
 def test_rules_used_twice_are_listed_twice() -> None:
     body = "public <a> = <d> and <d>; <d> = x | y;"
     graph = word_graph(parse_jsgf(grammar(body)))

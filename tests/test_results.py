@@ -110,3 +110,21 @@ def test_an_evaluation_becomes_rows(tmp_path) -> None:
         0.01,
     )
     assert "difference" not in second
+    scores = {"precision": rate, "recall": rate, "f1": None}
+    counts = {"right": 3, "wrong": 1, "missing": 2, "spurious": 0}
+    rows = [
+        {
+            "condition": CONDITION,
+            "n_clips": 40,
+            "right": rate,
+            "refused": rate,
+            "accepted_right": None,
+            "slots": {**scores, **counts},
+        }
+    ]
+    (row,) = results.slot_rows(
+        {"rows": rows, "refusal": {"threshold": 0.5}, "comparisons": compared}
+    )
+    wanted = {"right": 0.25, "precision_low": 0.1, "missing": 2, "threshold": 0.5, "p": 0.01}
+    assert wanted.items() <= row.items()
+    assert not {"f1", "accepted_right"} & set(row)

@@ -5,11 +5,11 @@
     python docs/tools/results.py record loss build/bench/loss.json --rows rows
     python docs/tools/results.py render
 
-`record` puts what a command measured into a table of the JSON file; with ``--of misses`` or
-``--of transcripts`` the file is an ``evaluation.json`` of `edge-imputer evaluate`. `render` writes
-the page's tables from it. A table of the page is declared in a comment, one column a line,
-``header | format`` with the keys of the rows; what stands between it and the closing comment is
-rendered. A part of a format in double square brackets is left out where its
+`record` puts what a command measured into a table of the JSON file; with ``--of misses``,
+``--of transcripts`` or ``--of slots`` the file is an ``evaluation.json`` of `edge-imputer
+evaluate`. `render` writes the page's tables from it. A table of the page is declared in a comment,
+one column a line, ``header | format`` with the keys of the rows; what stands between it and the
+closing comment is rendered. A part of a format in double square brackets is left out where its
 value is missing::
 
     <!-- table loss
@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,21 +143,54 @@ def det_rows(evaluation: Row) -> list[Row]:
 
 def transcript_rows(evaluation: Row) -> list[Row]:
     """Error rates by condition, and less those of another model where they were compared."""
-    compared = {json.dumps(one["condition"]): one for one in evaluation["comparisons"]}
-    rows = []
-    for one in evaluation["rows"]:
-        row = {"data": _data(one["condition"]), "condition": _condition(one["condition"])}
-        row["n"] = one["n_clips"]
-        for rate in ("wer", "cer"):
-            row |= {rate: one[rate]["value"]}
-            row |= {f"{rate}_low": one[rate]["low"], f"{rate}_high": one[rate]["high"]}
-        other = compared.get(json.dumps(one["condition"]))
-        if other is not None:
+    return [
+        {**_clips(one), **_rates(one, ("wer", "cer")), **_difference(evaluation, one)}
+        for one in evaluation["rows"]
+    ]
+
+
+def slot_rows(evaluation: Row) -> list[Row]:
+    """Commands understood and refused, and rates of all slots, by condition."""
+    return [
+        {
+            **_clips(one),
+            **_rates(one, ("right", "refused", "accepted_right")),
+            **_rates(one["slots"], ("precision", "recall", "f1")),
+            **{kind: one["slots"][kind] for kind in ("wrong", "missing", "spurious")},
+            "threshold": evaluation["refusal"]["threshold"],
+            **_difference(evaluation, one),
+        }
+        for one in evaluation["rows"]
+    ]
+
+
+def _clips(one: Row) -> Row:
+    where = one["condition"]
+    return {"data": _data(where), "condition": _condition(where), "n": one["n_clips"]}
+
+
+def _rates(one: Row, names: Sequence[str]) -> Row:
+    """Rates with their limits, but for those that there are not."""
+    row: Row = {}
+    for name in names:
+        if one[name] is not None:
+            row |= {name: one[name]["value"]}
+            row |= {f"{name}_low": one[name]["low"], f"{name}_high": one[name]["high"]}
+    return row
+
+
+def _difference(evaluation: Row, one: Row) -> Row:
+    """What another model was compared with in the row's condition, if one was."""
+    for other in evaluation["comparisons"]:
+        if other["condition"] == one["condition"]:
             found = other["difference"]
-            row |= {"difference": found["value"], "difference_low": found["low"]}
-            row |= {"difference_high": found["high"], "p": other["p_value"]}
-        rows.append(row)
-    return rows
+            return {
+                "difference": found["value"],
+                "difference_low": found["low"],
+                "difference_high": found["high"],
+                "p": other["p_value"],
+            }
+    return {}
 
 
 def _data(condition: Row) -> str:
@@ -169,7 +203,7 @@ def _condition(condition: Row) -> str:
     return "clean" if snr is None else f"{snr:g} dB"
 
 
-REPORTS = {"misses": miss_rows, "det": det_rows, "transcripts": transcript_rows}
+REPORTS = {"misses": miss_rows, "det": det_rows, "transcripts": transcript_rows, "slots": slot_rows}
 
 
 def dump(tables: dict[str, list[Row]]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import require
+from .joining import concatenate, join
 from .show import ClipProgress, say, table
 
 if TYPE_CHECKING:
@@ -250,28 +251,8 @@ def merge(
     say(", ".join(f"{name}: {n} clips" for name, n in counts.items()))
 
 
-@app.command()
-def concatenate(
-    manifest: Annotated[Path, typer.Argument(help="Corpus folder with transcribed clips.")],
-    out: Annotated[Path, typer.Argument(help="Corpus folder of long recordings to write.")],
-    seconds: Annotated[
-        tuple[float, float], typer.Option(help="Shortest and longest recording.")
-    ] = (60.0, 160.0),
-    rate: Annotated[int, typer.Option(min=1000, help="Hz.")] = 16_000,
-    seed: Annotated[int, typer.Option(help="Of the order, the lengths and the gaps.")] = 0,
-) -> None:
-    """Make long recordings of short clips, each clip once, to test on long audio.
-
-    Example: `edge-imputer data concatenate corpora/sentences corpora/long --seconds 60 160`
-    """
-    require("torch", extra="train")
-    from edge_imputer.train.data import Manifest
-    from edge_imputer.train.data.combine import concatenate
-
-    records = concatenate(
-        Manifest.open(manifest), out, seconds=seconds, sample_rate=rate, seed=seed
-    )
-    say(f"{len(records)} recordings, {sum(r.duration_s for r in records) / 3600:.2f} h")
+app.command()(concatenate)
+app.command()(join)
 
 
 @app.command("export-lhotse")

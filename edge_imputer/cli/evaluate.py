@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from math import isfinite
 from pathlib import Path
@@ -13,11 +14,19 @@ import typer
 
 from ..claims import at_most, operating_point_lines, rate_text
 from ..errors import SpecError, require
+from .listening import ScheduleOption, parse_schedule
 from .show import percent, say, table
 from .steps import corpus_path
 
 if TYPE_CHECKING:
-    from edge_imputer.train.evaluation import KeywordReport, Report, TranscriptReport
+    from edge_imputer.train.evaluation import (
+        CommandReport,
+        Comparison,
+        KeywordReport,
+        Options,
+        Report,
+        TranscriptReport,
+    )
 
 JOURNAL_NAME = "journal.jsonl"
 JSON_NAME = "evaluation.json"
@@ -29,6 +38,14 @@ class Task(str, Enum):
 
     transcripts = "transcripts"
     keywords = "keywords"
+    slots = "slots"
+
+
+OPTIONS_OF = {
+    Task.transcripts: {"--compare", "--language", "--schedule"},
+    Task.keywords: {"--negatives", "--keyword", "--threshold", "--write"},
+    Task.slots: {"--compare", "--language", "--schedule", "--threshold"},
+}
 
 
 class SplitName(str, Enum):
@@ -47,7 +64,10 @@ def evaluate(
     ],
     task: Annotated[
         Task | None,
-        typer.Option(help="transcripts; or keywords, the default if one of their options is used."),
+        typer.Option(
+            help="transcripts; keywords, the default if one of their options is used; or slots, "
+            "the default where rows have slots and no texts."
+        ),
     ] = None,
     negatives: Annotated[
         list[Path] | None,
@@ -86,7 +106,8 @@ def evaluate(
         typer.Option(help="One of the data sets that is generated speech and does not say so."),
     ] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Another model, for a paired comparison of transcripts.")
+        Path | None,
+        typer.Option(help="Another model, for a paired comparison of transcripts or slots."),
     ] = None,
     backend: Annotated[
         str, typer.Option("--backend", "-b", help="onnx, onnx-float, litert or native.")
@@ -94,9 +115,10 @@ def evaluate(
     steps: Annotated[
         int | None, typer.Option("--steps", "-k", min=1, help="Passes of the head a chunk.")
     ] = None,
+    schedule: ScheduleOption = None,
     language: Annotated[
         Path | None,
-        typer.Option(help="What may be said, for transcripts: .jsgf, .txt or .arpa."),
+        typer.Option(help="What may be said: .jsgf, .txt or .arpa; for slots a grammar, .jsgf."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of noise and resampling.")] = 0,
     out: Annotated[
@@ -112,13 +134,16 @@ def evaluate(
 ) -> None:
     """Count a model's errors by condition, with 95 % intervals; events, not frames.
 
-    Transcripts: word and character error rates. Keywords: the share missed against false alarms an
-    hour, at a threshold chosen on the valid split. Real and synthetic speech are never pooled. A
-    run that was interrupted goes on where it was: OUT/journal.jsonl keeps what each clip gave.
+    Transcripts: word and character error rates. Slots: commands understood with a grammar, and
+    refused below a confidence chosen on the valid split. Keywords: the share missed against false
+    alarms an hour, at a threshold chosen there. Real and synthetic speech are never pooled. A run
+    that was interrupted goes on where it was: OUT/journal.jsonl keeps what each clip gave.
 
     Examples:
 
     `edge-imputer evaluate build/demo/bundle --data real/fsdd --by speaker --html`
+
+    `edge-imputer evaluate bundle --data real/coffee_commands --language coffee.jsgf --html`
 
     `edge-imputer evaluate build/demo/bundle -d real/fsdd -n real/coffee_commands -w seven --html`
 
@@ -128,22 +153,12 @@ def evaluate(
     require("jiwer", extra="train")
     if html:
         require("matplotlib", extra="report")
-    asked = bool(negatives or keyword or threshold is not None or write)
-    task = task or (Task.keywords if asked else Task.transcripts)
-    if task is Task.transcripts and asked:
-        raise SpecError(
-            "--negatives, --keyword, --threshold and --write belong to keywords; "
-            "leave them out, or use --task keywords"
-        )
-    if write and model.is_file():
-        raise SpecError(f"{model} is a checkpoint; only a bundle carries an operating point")
-    if task is Task.keywords and (compare or language):
-        raise SpecError("--compare and --language belong to transcripts; leave them out")
     from edge_imputer.train.evaluation import (
         Journal,
         Options,
         spot_and_count,
         transcribe_and_count,
+        understand_and_count,
         write_html,
         write_json,
     )
@@ -160,15 +175,32 @@ def evaluate(
         by=by or (),
         backend=backend,
         n_steps=steps,
+        schedule=parse_schedule(schedule, steps),
         language=language,
         seed=seed,
         command=_command(),
         progress=sys.stderr.isatty(),
     )
+    if task is None:
+        task = _natural_task(options, bool(negatives or keyword or write), threshold)
+    given = {
+        "--negatives": negatives,
+        "--keyword": keyword,
+        "--write": write,
+        "--threshold": threshold is not None,
+        "--compare": compare,
+        "--language": language,
+        "--schedule": schedule,
+    }
+    _check_options(task, given)
+    if write and model.is_file():
+        raise SpecError(f"{model} is a checkpoint; only a bundle carries an operating point")
     report: Report
     with Journal(out / JOURNAL_NAME) as journal:
         if task is Task.transcripts:
             report = transcribe_and_count(options, journal, compare=compare)
+        elif task is Task.slots:
+            report = understand_and_count(options, journal, threshold=threshold, compare=compare)
         else:
             report = spot_and_count(
                 options,
@@ -189,6 +221,25 @@ def evaluate(
     say(f"Figures: {figures}")
     if page:
         say(f"Report: {page}")
+
+
+def _natural_task(options: Options, for_keywords: bool, threshold: float | None) -> Task:
+    """What the data and the options ask for, where no task is named."""
+    from edge_imputer.train.evaluation import tells_commands_only
+
+    if not for_keywords and tells_commands_only(options.open(options.data, options.split)):
+        return Task.slots
+    return Task.keywords if for_keywords or threshold is not None else Task.transcripts
+
+
+def _check_options(task: Task, given: Mapping[str, object]) -> None:
+    """Refuse options that were given (are true) and belong to other tasks."""
+    for option, value in given.items():
+        tasks = [one.value for one in OPTIONS_OF if option in OPTIONS_OF[one]]
+        if value and task.value not in tasks:
+            raise SpecError(
+                f"{option} belongs to {' and '.join(tasks)}; leave it out, or use --task {tasks[0]}"
+            )
 
 
 def _ratios(text: str | None) -> list[float]:
@@ -219,12 +270,14 @@ def _write_operating_point(model: Path, report: Report) -> None:
 
 def print_report(report: Report) -> None:
     """Tables for people."""
-    from edge_imputer.train.evaluation import KeywordReport
+    from edge_imputer.train.evaluation import CommandReport, KeywordReport
 
     for note in (*report.run.notes, *(f"left out: {line}" for line in report.run.skipped)):
         say(f"note: {note}")
     if isinstance(report, KeywordReport):
         _print_keywords(report)
+    elif isinstance(report, CommandReport):
+        _print_commands(report)
     else:
         _print_transcripts(report)
 
@@ -238,20 +291,69 @@ def _print_transcripts(report: TranscriptReport) -> None:
             for r in report.rows
         ],
     )
-    if report.comparisons:
-        table(
-            "Word error rate minus the other model's (95 %, paired bootstrap)",
-            ["data", "difference", "interval", "p"],
-            [
-                (
-                    f"{c.condition}, minus {c.other}",
-                    f"{100 * c.difference.value:+.2f} %",
-                    f"{100 * c.difference.low:+.2f} to {100 * c.difference.high:+.2f}",
-                    f"{c.p_value:.3f}",
-                )
-                for c in report.comparisons
-            ],
-        )
+    _print_comparisons(report.comparisons, "Word error rate")
+
+
+def _print_comparisons(comparisons: Sequence[Comparison], what: str) -> None:
+    if not comparisons:
+        return
+    table(
+        f"{what} minus the other model's (95 %, paired bootstrap)",
+        ["data", "difference", "interval", "p"],
+        [
+            (
+                f"{c.condition}, minus {c.other}",
+                f"{100 * c.difference.value:+.2f} %",
+                f"{100 * c.difference.low:+.2f} to {100 * c.difference.high:+.2f}",
+                f"{c.p_value:.3f}",
+            )
+            for c in comparisons
+        ],
+    )
+
+
+def _print_commands(report: CommandReport) -> None:
+    from edge_imputer.train.evaluation.commands import refusal_line, share_or_none
+
+    table(
+        "Commands understood (exact 95 % intervals)",
+        ["data", "clips", "right", "intent", "refused", "right of those taken"],
+        [
+            (
+                r.condition,
+                r.n_clips,
+                percent(r.right),
+                share_or_none(r.intent),
+                percent(r.refused),
+                share_or_none(r.accepted_right),
+            )
+            for r in report.rows
+        ],
+    )
+    say(refusal_line(report.refusal))
+    table(
+        "All slots (95 % intervals, bootstrap over clips)",
+        ["data", "precision", "recall", "F1"],
+        [
+            (r.condition, *map(share_or_none, (r.slots.precision, r.slots.recall, r.slots.f1)))
+            for r in report.rows
+        ],
+    )
+    table(
+        "By slot",
+        ["data", "slot", "F1", "wrong / missing / spurious", "in the grammar"],
+        [
+            (
+                r.condition,
+                r.slot,
+                share_or_none(r.scores.f1),
+                f"{r.scores.wrong} / {r.scores.missing} / {r.scores.spurious}",
+                share_or_none(r.sayable),
+            )
+            for r in report.by_slot
+        ],
+    )
+    _print_comparisons(report.comparisons, "Commands right")
 
 
 def _print_keywords(report: KeywordReport) -> None:

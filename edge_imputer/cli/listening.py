@@ -74,7 +74,7 @@ def transcribe(
         bundle,
         backend=backend.value,
         n_steps=steps,
-        schedule=_schedule(schedule, steps),
+        schedule=parse_schedule(schedule, steps),
         language=None if language is None else read_language(language),
     )
 
@@ -139,7 +139,7 @@ def spot(
     _print_each(audio, lines)
 
 
-def _schedule(text: str | None, steps: int | None) -> tuple[int, ...] | None:
+def parse_schedule(text: str | None, steps: int | None) -> tuple[int, ...] | None:
     """Parse ``5,1,1,1``."""
     if text is None:
         return None

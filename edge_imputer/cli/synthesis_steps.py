@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SynthesisError
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from edge_imputer.train.synthesis import Engine, Estimate, Made, Phrase, Voice
@@ -50,6 +51,37 @@ def phrases_to_say(
     for sentence in [*lines, *sentences(commands, seed=seed, without=words)]:
         phrases.append(Phrase(sentence, label, clips=clips_each, apart=True))
     return phrases
+
+
+def print_texts(
+    n: int,
+    without: Sequence[Path],
+    not_in: Sequence[Path],
+    grammar: Path | None,
+    jsgf: Path | None,
+    words: Path | None,
+    seed: int,
+) -> None:
+    """Print `n` sentences of a grammar; write it in JSGF, and its words, where asked to."""
+    from edge_imputer.train.synthesis import (
+        grammar_as_jsgf,
+        grammar_words,
+        read_grammar,
+        read_texts,
+        sentences,
+    )
+
+    if not (n or jsgf or words):
+        raise SynthesisError("expected how many sentences, or a file for --jsgf or --words")
+    rules = read_grammar(grammar) if grammar else None
+    banned = [phrase for path in without for phrase in read_texts(path)]
+    known = [sentence for path in not_in for sentence in read_texts(path)]
+    for sentence in sentences(n, seed=seed, without=banned, not_in=known, grammar=rules):
+        print(sentence)
+    if jsgf:
+        write_atomically(jsgf, grammar_as_jsgf(rules).encode())
+    if words:
+        write_atomically(words, "".join(f"{word}\n" for word in grammar_words(rules)).encode())
 
 
 def per_engine(option: str, values: list[str] | None, engines: list[Engine]) -> dict[str, int]:

@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from ..errors import SynthesisError
-from .synthesis_steps import ClipProgress, cast_voices, per_engine, phrases_to_say, report
+from .synthesis_steps import (
+    ClipProgress,
+    cast_voices,
+    per_engine,
+    phrases_to_say,
+    print_texts,
+    report,
+)
 
 app = typer.Typer(
     help="""Make speech, near-miss phrases and noises to train and test with.
@@ -243,7 +250,7 @@ def speech(
 
 @app.command()
 def texts(
-    n: Annotated[int, typer.Argument(min=1, help="How many.")],
+    n: Annotated[int, typer.Argument(min=0, help="How many.")] = 0,
     without: Annotated[
         list[Path] | None,
         typer.Option(help="File of words or phrases that no sentence may have; repeatable."),
@@ -253,23 +260,30 @@ def texts(
         typer.Option(help="File of sentences that are not wanted again; repeatable."),
     ] = None,
     grammar: Annotated[
-        Path | None, typer.Option(help="Text grammar; that of the package if unset.")
+        Path | None,
+        typer.Option(help="Text grammar, or one in JSGF (.jsgf); that of the package if unset."),
+    ] = None,
+    jsgf: Annotated[
+        Path | None, typer.Option(help="File to write the text grammar to, in JSGF.")
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option(help="File to write every word of the grammar to, one a line.")
     ] = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Print sentences of a text grammar, each once: voice commands, questions, stories.
+    """Print sentences of a grammar, each once: voice commands, questions, stories, or your own.
 
-    Example:
+    What is written with `--jsgf` or `--words` says the same to a decoder: `--language`.
+
+    Examples:
 
     `edge-imputer synthesize texts 2000 --seed 2 --not-in train.txt > test.txt`
-    """
-    from edge_imputer.train.synthesis import read_grammar, read_texts, sentences
 
-    rules = read_grammar(grammar) if grammar else None
-    banned = [phrase for path in without or [] for phrase in read_texts(path)]
-    known = [sentence for path in not_in or [] for sentence in read_texts(path)]
-    for sentence in sentences(n, seed=seed, without=banned, not_in=known, grammar=rules):
-        print(sentence)
+    `edge-imputer synthesize texts 2000 --grammar docs/examples/coffee.jsgf > orders.txt`
+
+    `edge-imputer synthesize texts --jsgf texts.jsgf --words words.txt`
+    """
+    print_texts(n, without or [], not_in or [], grammar, jsgf, words, seed)
 
 
 @app.command()

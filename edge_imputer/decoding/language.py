@@ -15,7 +15,7 @@ from ..imputation import ImputedChunk
 from ..specs import ModelSpec, TokenSpec
 from ..tokens import WORD_SEPARATOR
 from .grammar import meaning, word_graph
-from .jsgf import parse_jsgf
+from .jsgf import Grammar, parse_jsgf
 from .network import Network, spell_out
 from .ngram import TokenNgram
 from .viterbi import Float32, Unit, Viterbi
@@ -41,10 +41,10 @@ class Language(Protocol):
 
 @dataclass(frozen=True)
 class GraphLanguage:
-    """The words of a graph: of a lexicon or a grammar."""
+    """The words of a graph: of a lexicon, or of the grammar that it was written out of."""
 
     graph: WordGraph
-    is_grammar: bool = False
+    grammar: Grammar | None = None
 
     def network(self, tokens: TokenSpec) -> Network:
         """A node a letter."""
@@ -56,7 +56,9 @@ class GraphLanguage:
 
     def meaning(self, units: Sequence[Unit]) -> Meaning | None:
         """Rules and tags of a grammar."""
-        return meaning(self.graph, [unit.output for unit in units]) if self.is_grammar else None
+        if self.grammar is None:
+            return None
+        return meaning(self.graph, [unit.output for unit in units])
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def of_words(
 def of_grammar(text: str, *, source: str = "grammar") -> GraphLanguage:
     """What the public rules of a grammar in JSGF say."""
     try:
-        return GraphLanguage(word_graph(parse_jsgf(text, source=source)), is_grammar=True)
+        grammar = parse_jsgf(text, source=source)
+        return GraphLanguage(word_graph(grammar), grammar)
     except RecursionError:
         raise SpecError(f"{source}: its groups are nested too deeply; use fewer") from None
 

@@ -70,6 +70,40 @@ class WordGraph:
         """Every word there is, once, in the order of first use."""
         return tuple(dict.fromkeys(arc.word for arc in self.arcs))
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Every rule of a grammar that words were written out of, once; none of a lexicon."""
+        markers = [m for arc in self.arcs for m in arc.markers]
+        markers += [m for _, at_end in self.finals.values() for m in at_end]
+        return tuple(dict.fromkeys(m.text for m in markers if m.kind == "begin"))
+
+    def path(self, text: str) -> tuple[int, ...] | None:
+        """Numbers of the arcs that say a text, split at white space; None if no way does.
+
+        Of several ways that with the best weight, of equals the first.
+        """
+        ways: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+        for word in unicodedata.normalize("NFC", text).split():
+            further: dict[int, tuple[float, tuple[int, ...]]] = {}
+            for number, arc in enumerate(self.arcs):
+                if arc.word != word or arc.source not in ways:
+                    continue
+                weight, way = ways[arc.source]
+                weight += arc.weight
+                if arc.target not in further or weight > further[arc.target][0]:
+                    further[arc.target] = weight, (*way, number)
+            ways = further
+        ended = [
+            (ways[state][0] + weight, ways[state][1])
+            for state, (weight, _) in self.finals.items()
+            if state in ways
+        ]
+        return max(ended, key=lambda end: end[0])[1] if ended else None
+
+    def says(self, text: str) -> bool:
+        """Whether some way through the graph says a text, split at white space."""
+        return self.path(text) is not None
+
 
 def lexicon(words: Iterable[str] | Mapping[str, float], *, word_penalty: float = 0.0) -> WordGraph:
     """Any sequence of the words, or none of them.

@@ -1,4 +1,4 @@
-"""New corpora of old ones: several merged into one, and long recordings of many clips."""
+"""New corpora of old ones: several merged into one, and recordings joined of several clips."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import soundfile
 
 from edge_imputer.errors import DataError
 
-from .corpus import read_clip
+from .corpus import load_clips, read_clip
 from .manifest import Manifest, write_manifest
-from .records import Clip, ClipRecord, Split
-from .sequences import join_clips
+from .records import Clip, ClipRecord, Split, Waveform
+from .sequences import join_clips, joined_sequences
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 GAPS_S = (0.1, 0.6)  # silence between the clips of a long recording
@@ -111,20 +111,11 @@ def concatenate(
             clips = [Clip(one, read_clip(corpus.folder, one, sample_rate)) for one in group]
             gaps = rng.uniform(*GAPS_S, len(clips) + 1)
             waveform, text = join_clips(clips, gaps, sample_rate=sample_rate)
-            name = f"audio/{split}-{len(records):04d}.flac"
-            soundfile.write(out / name, np.clip(waveform, -1, 1), sample_rate)
             speakers = {one.speaker for one in group}
-            records.append(
-                ClipRecord(
-                    audio=name,
-                    text=" ".join(text.split()),
-                    speaker=speakers.pop() if len(speakers) == 1 else "several",
-                    split=split,
-                    duration_s=len(waveform) / sample_rate,
-                    sample_rate=sample_rate,
-                    engine=group[0].engine,
-                )
-            )
+            speaker = speakers.pop() if len(speakers) == 1 else "several"
+            like = msgspec.structs.replace(group[0], split=split, speaker=speaker, text=text)
+            name = f"audio/{split}-{len(records):04d}.flac"
+            records.append(_written(out, name, waveform, sample_rate, like))
     if not records:
         raise DataError(
             f"expected transcribed clips for a recording of {low:g} s or more, got "
@@ -132,6 +123,65 @@ def concatenate(
         )
     write_manifest(out / "manifest.jsonl", records)
     return records
+
+
+def join(
+    folder: Path,
+    records: Sequence[ClipRecord],
+    out: Path,
+    n: int,
+    *,
+    length: tuple[int, int],
+    splits: Sequence[Split] = ("test",),
+    sample_rate: int,
+    seed: int,
+) -> list[ClipRecord]:
+    """Write utterances of several clips of one speaker each, see `joined_sequences`.
+
+    Parameters
+    ----------
+    folder, records : the corpus; clips of a split are held in memory
+    out : folder for ``manifest.jsonl`` and ``audio/*.flac``
+    n : utterances of each split
+    length : fewest and most clips of an utterance
+    splits : of the clips that are joined
+    sample_rate : Hz
+    seed : of the clips, their number and the gaps
+
+    Raises
+    ------
+    DataError
+        A split has no clip with a transcript, or `length` is no range.
+    """
+    if not 1 <= length[0] <= length[1]:
+        raise DataError(f"expected 1 <= fewest <= most clips of an utterance, got {length}")
+    if out.resolve() == folder.resolve():
+        raise DataError(f"expected a folder of its own to write, got {out}, which is the corpus")
+    written: list[ClipRecord] = []
+    (out / "audio").mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        clips = load_clips(folder, records, split, sample_rate=sample_rate)
+        for clip in joined_sequences(clips, n, sample_rate=sample_rate, seed=seed, length=length):
+            name = f"audio/{split}-{len(written):04d}.flac"
+            written.append(_written(out, name, clip.waveform, sample_rate, clip.record))
+    write_manifest(out / "manifest.jsonl", written)
+    return written
+
+
+def _written(
+    out: Path, name: str, waveform: Waveform, sample_rate: int, like: ClipRecord
+) -> ClipRecord:
+    """Write a recording; its record has the text, speaker, split and engine of `like`."""
+    soundfile.write(out / name, np.clip(waveform, -1, 1), sample_rate)
+    return ClipRecord(
+        audio=name,
+        text=" ".join((like.text or "").split()),
+        speaker=like.speaker,
+        split=like.split,
+        duration_s=len(waveform) / sample_rate,
+        sample_rate=sample_rate,
+        engine=like.engine,
+    )
 
 
 def _groups(

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import jiwer
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -76,11 +78,7 @@ class Errors:
         return sum((one.edits for one in self.alignments), Edits(0, 0, 0, 0))
 
     def interval(self, *, seed: int = 0, blocks: Sequence[str] | None = None) -> Interval:
-        """All errors over all reference tokens, with a 95 % bootstrap interval.
-
-        Where all that is resampled has one rate (no error at all, every clip wrong, one clip) a
-        bootstrap would be sure of it. The interval is then exact, tokens taken as independent:
-        Clopper and Pearson's, or Poisson's of more errors than tokens.
+        """All errors over all reference tokens, with its interval, see `ratio_interval`.
 
         Parameters
         ----------
@@ -93,22 +91,7 @@ class Errors:
         DataError
             No reference token at all.
         """
-        n = int(self.sizes.sum())
-        if n and self._has_one_rate(blocks):
-            errors = int(self.counts.sum())
-            return clopper_pearson(errors, n) if errors <= n else poisson_interval(errors, n)
-        return bootstrap_ratio(
-            self.counts, self.sizes, n=n, n_resamples=N_RESAMPLES, seed=seed, blocks=blocks
-        )
-
-    def _has_one_rate(self, blocks: Sequence[str] | None) -> bool:
-        counts, sizes = self.counts, self.sizes
-        if blocks is not None:
-            index = np.unique(np.asarray(blocks), return_inverse=True)[1]
-            counts = np.bincount(index, counts).astype(np.float64)
-            sizes = np.bincount(index, sizes).astype(np.float64)
-        # Products of whole numbers: exact, which quotients are not.
-        return bool((counts * sizes.sum() == sizes * counts.sum()).all())
+        return ratio_interval(self.counts, self.sizes, seed=seed, blocks=blocks)
 
     def compare(self, other: Errors, *, seed: int = 0) -> PairedDifference:
         """This rate minus that of another system on the same utterances, paired bootstrap."""
@@ -128,6 +111,51 @@ class Errors:
         )
         ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
         return [(*error, count) for error, count in ordered[:n]]
+
+
+def ratio_interval(
+    counts: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.float64],
+    *,
+    seed: int = 0,
+    blocks: Sequence[str] | None = None,
+) -> Interval:
+    """Sum of `counts` over sum of `sizes`, (N,) each, with a 95 % bootstrap interval.
+
+    Where all that is resampled has one rate (no error at all, every clip wrong, one clip) a
+    bootstrap would be sure of it. The interval is then exact, tokens taken as independent: Clopper
+    and Pearson's, or Poisson's of more counts than tokens.
+
+    Parameters
+    ----------
+    counts, sizes : float64, (N,)
+        Whole numbers, or halves (`sizes`; n is then rounded up), of each utterance.
+    seed : int
+    blocks : sequence of str, optional
+        One name an utterance: blocks are resampled instead.
+
+    Raises
+    ------
+    DataError
+        The sizes sum to nothing.
+    """
+    n = ceil(sizes.sum())
+    if n and _has_one_rate(counts, sizes, blocks):
+        total = int(counts.sum())
+        exact = clopper_pearson(total, n) if total <= n else poisson_interval(total, n)
+        return msgspec.structs.replace(exact, value=float(counts.sum() / sizes.sum()))
+    return bootstrap_ratio(counts, sizes, n=n, n_resamples=N_RESAMPLES, seed=seed, blocks=blocks)
+
+
+def _has_one_rate(
+    counts: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], blocks: Sequence[str] | None
+) -> bool:
+    if blocks is not None:
+        index = np.unique(np.asarray(blocks), return_inverse=True)[1]
+        counts = np.bincount(index, counts).astype(np.float64)
+        sizes = np.bincount(index, sizes).astype(np.float64)
+    # Products of whole numbers and halves: exact, which quotients are not.
+    return bool((counts * sizes.sum() == sizes * counts.sum()).all())
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> Errors:

@@ -11,14 +11,15 @@ from typing import Literal
 from edge_imputer import __version__
 from edge_imputer.backends import load_backend
 from edge_imputer.bundle import Bundle
-from edge_imputer.decoding import read_language
+from edge_imputer.decoding import Language, read_language
 from edge_imputer.errors import DataError
 
 from ..data import Split
+from .commands import SlotGrammar, evaluate_commands
 from .journal import Journal
 from .keyword_report import Aim, KeywordScoring, Material, evaluate_keywords
 from .noise import NoiseMixer
-from .results import KeywordReport, RunInfo, TranscriptReport
+from .results import CommandReport, KeywordReport, RunInfo, TranscriptReport
 from .rows import DataSet, open_data_set
 from .run import Runner
 from .systems import SAMPLE_RATE, bundle_identity, open_keyword_model
@@ -44,9 +45,11 @@ class Options:
     noise : Path, optional
         Recordings of noise, whose rows of `split` are mixed in at each of `snrs_db`.
     by : keys of the manifests to break rates down by
-    backend, n_steps : of a bundle
+    backend : of a bundle
+    n_steps, schedule : passes of the head a chunk, or frames committed in each; the model's own
+        if neither is given
     language : Path, optional
-        What may be said, for transcripts, see `edge_imputer.decoding.read_language`.
+        What may be said, for transcripts and slots, see `edge_imputer.decoding.read_language`.
     seed : int
     command : str
         How this was asked for, for the report.
@@ -64,6 +67,7 @@ class Options:
     by: Sequence[str] = ()
     backend: str = "onnx"
     n_steps: int | None = None
+    schedule: Sequence[int] | None = None
     language: Path | None = None
     seed: int = 0
     command: str = ""
@@ -81,6 +85,13 @@ class Options:
             if path.resolve() not in known:
                 raise DataError(f"expected --synthetic to name one of the data sets, got {path}")
             self._marked.add(path.resolve())
+
+    @property
+    def passes(self) -> str:
+        """``4``, ``5,1,1,1`` or ``own``."""
+        if self.schedule is not None:
+            return ",".join(map(str, self.schedule))
+        return str(self.n_steps or "own")
 
     @property
     def conditions(self) -> list[float | None]:
@@ -109,8 +120,9 @@ def transcribe_and_count(
     ------
     DataError, BundleError
     """
-    name, runner = _transcriber(options, options.model, journal)
-    other = None if compare is None else _transcriber(options, compare, journal)[1]
+    language = None if options.language is None else read_language(options.language)
+    name, runner = _transcriber(options, options.model, journal, language)
+    other = None if compare is None else _transcriber(options, compare, journal, language)[1]
     data = options.open(options.data, options.split)
     info = _info(options, name, runner.identity, data)
     return evaluate_transcripts(
@@ -122,6 +134,60 @@ def transcribe_and_count(
         other=other,
         other_name="" if compare is None else str(compare),
     )
+
+
+def understand_and_count(
+    options: Options,
+    journal: Journal,
+    *,
+    threshold: float | None = None,
+    compare: Path | None = None,
+) -> CommandReport:
+    """Commands understood by a bundle or checkpoint with a grammar, see `evaluate_commands`.
+
+    Parameters
+    ----------
+    options : Options
+    journal : Journal
+    threshold : float, optional
+        The least confidence to take a command at; chosen on `options.tune_split` if not given.
+    compare : Path, optional
+        Another model.
+
+    Raises
+    ------
+    DataError, SpecError, BundleError, CheckpointError
+    """
+    if threshold is None:
+        _check_tune_split(options)
+    data = options.open(options.data, options.split)
+    tuning = options.open(options.data, options.tune_split) if threshold is None else []
+    language = None if options.language is None else read_language(options.language)
+    grammar = SlotGrammar(language, [*data, *tuning])
+    name, runner = _transcriber(options, options.model, journal, language, task="slots")
+    other = None
+    if compare is not None:
+        other = _transcriber(options, compare, journal, language, task="slots")[1]
+    return evaluate_commands(
+        runner,
+        data,
+        tuning,
+        options.conditions,
+        _info(options, name, runner.identity, data),
+        grammar,
+        threshold=threshold,
+        by=options.by,
+        other=other,
+        other_name="" if compare is None else str(compare),
+    )
+
+
+def _check_tune_split(options: Options) -> None:
+    if options.tune_split == options.split:
+        raise DataError(
+            f"expected another split to choose the threshold on than {options.split!r}, which is "
+            "reported on; give --tune-split, or a --threshold"
+        )
 
 
 def spot_and_count(
@@ -156,11 +222,8 @@ def spot_and_count(
             "expected audio without keywords to count false alarms in, got no --negatives; misses "
             "alone say nothing about a threshold"
         )
-    if threshold is None and options.tune_split == options.split:
-        raise DataError(
-            f"expected another split to choose the threshold on than {options.split!r}, which is "
-            "reported on; give --tune-split, or a --threshold"
-        )
+    if threshold is None:
+        _check_tune_split(options)
     model = open_keyword_model(
         options.model, keywords, backend=options.backend, n_steps=options.n_steps
     )
@@ -194,25 +257,38 @@ def spot_and_count(
     )
 
 
-def _transcriber(options: Options, model: Path, journal: Journal) -> tuple[str, Runner]:
+def _transcriber(
+    options: Options,
+    model: Path,
+    journal: Journal,
+    language: Language | None,
+    *,
+    task: str = "transcripts",
+) -> tuple[str, Runner]:
     """A bundle in its runtime, or a checkpoint in torch: its name, and what runs it on clips."""
     compute: TorchTranscriber | Transcriber
-    passes = f"{options.n_steps or 'own'} passes"
-    language = None
+    passes = f"{options.passes} passes"
     if options.language is not None:
-        language = read_language(options.language)
         passes += f", {hashlib.sha256(options.language.read_bytes()).hexdigest()}"
     if model.is_file():
-        compute, identity = open_transcriber(model, n_steps=options.n_steps, language=language)
+        compute, identity = open_transcriber(
+            model, n_steps=options.n_steps, schedule=options.schedule, language=language
+        )
         name, how = model.name, f"torch, {passes}"
     else:
         bundle = Bundle.load(model)
         backend = load_backend(bundle, options.backend)
-        compute = Transcriber(bundle, backend, n_steps=options.n_steps, language=language)
+        compute = Transcriber(
+            bundle,
+            backend,
+            n_steps=options.n_steps,
+            schedule=options.schedule,
+            language=language,
+        )
         identity = bundle_identity(bundle)
         name, how = bundle.manifest.name, f"{options.backend}, {passes}"
     return name, Runner(
-        identity=f"transcripts {__version__} {identity} {how}",
+        identity=f"{task} {__version__} {identity} {how}",
         compute=compute,
         sample_rate=compute.sample_rate,
         journal=journal,
@@ -229,7 +305,7 @@ def _info(options: Options, name: str, identity: str, data: Sequence[DataSet]) -
     }
     if not options.model.is_file():
         settings["runtime"] = options.backend
-        settings["passes"] = str(options.n_steps or "the bundle's own schedule")
+        settings["passes"] = options.passes.replace("own", "the bundle's own schedule")
     if options.language is not None:
         settings["language"] = options.language.name
     return RunInfo(

@@ -13,14 +13,28 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.errors import DataError
+from edge_imputer.events import Final, Transcript
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a model made of a clip: a transcript, or the events of keywords."""
+    """What a model made of a clip: a transcript, or the events of keywords.
+
+    Where a grammar said what may be said, also how sure it is, and what the text means.
+    """
 
     key: str
     text: str | None = None
     events: tuple[tuple[int, float, float], ...] | None = None  # keyword, seconds, score
+    confidence: float | None = None
+    rules: tuple[tuple[str, str], ...] | None = None  # of `edge_imputer.events.Meaning`
+
+    @classmethod
+    def of_text(cls, key: str, said: Final | Transcript) -> Entry:
+        """The entry of a text, with what a grammar makes of it."""
+        if said.meaning is None:
+            return cls(key=key, text=said.text)
+        rules = said.meaning.rules
+        return cls(key=key, text=said.text, confidence=said.confidence, rules=rules)
 
 
 def entry_key(identity: str, waveform: npt.NDArray[np.float32]) -> str:

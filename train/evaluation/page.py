@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edge_imputer.claims import (
@@ -17,7 +17,16 @@ from edge_imputer.claims import (
 from edge_imputer.errors import require
 from edge_imputer.report import escape, html_table, picture, write_page
 
-from .results import KeywordReport, Report, RunInfo, TranscriptReport
+from .commands import refusal_line, share_or_none
+from .results import (
+    CommandReport,
+    Comparison,
+    KeywordReport,
+    Report,
+    RunInfo,
+    SlotScores,
+    TranscriptReport,
+)
 
 
 def write_html(path: Path, report: Report) -> Path:
@@ -31,6 +40,8 @@ def write_html(path: Path, report: Report) -> Path:
     require("matplotlib", extra="report")
     if isinstance(report, KeywordReport):
         return write_page(path, f"Keywords of {report.run.model}", _keywords(report))
+    if isinstance(report, CommandReport):
+        return write_page(path, f"Commands of {report.run.model}", _commands(report))
     return write_page(path, f"Transcripts of {report.run.model}", _transcripts(report))
 
 
@@ -180,22 +191,7 @@ def _transcripts(report: TranscriptReport) -> Iterable[str]:
     )
     bars = [(row.condition, row.wer) for row in report.rows if row.condition.by is None]
     yield picture(plots.bar_plot(bars, "word error rate, %"), "Word error rates", form="svg")
-    if report.comparisons:
-        yield "<h2>Against another model</h2>"
-        yield html_table(
-            ["data", "other model", "WER difference", "95 % interval", "p"],
-            [
-                (
-                    row.condition,
-                    row.other,
-                    f"{100 * row.difference.value:+.2f} %",
-                    f"{100 * row.difference.low:+.2f} to {100 * row.difference.high:+.2f}",
-                    f"{row.p_value:.3f}",
-                )
-                for row in report.comparisons
-            ],
-            caption="This model's minus the other's, by a paired bootstrap over the same clips",
-        )
+    yield from _compared(report.comparisons, "WER difference")
     yield "<h2>Errors</h2>"
     for errors in report.errors:
         yield html_table(
@@ -208,6 +204,89 @@ def _transcripts(report: TranscriptReport) -> Iterable[str]:
             for e in errors.examples
         )
     yield from _how(report.run)
+
+
+def _commands(report: CommandReport) -> Iterable[str]:
+    from . import plots
+
+    yield f"<h1>Commands: {escape(report.run.model)}</h1>"
+    yield "<p>A command is right with the intent and every slot that was said, and no other. Real "
+    yield "and synthetic speech are never pooled. Shares of clips with exact 95 % intervals; rates "
+    yield "of slots with a bootstrap over clips, whose slots err together.</p>"
+    yield f"<p>{escape(refusal_line(report.refusal))}</p>"
+    yield html_table(
+        ["data", "clips", "right", "intent", "refused", "right of those taken"],
+        [
+            (
+                row.condition,
+                row.n_clips,
+                share_text(row.right),
+                share_or_none(row.intent),
+                share_text(row.refused),
+                share_or_none(row.accepted_right),
+            )
+            for row in report.rows
+        ],
+    )
+    bars = [(row.condition, row.right) for row in report.rows if row.condition.by is None]
+    yield picture(plots.bar_plot(bars, "commands right, %"), "Commands right", form="svg")
+    yield "<h2>Slots</h2>"
+    columns = ["precision", "recall", "F1", "right", "wrong", "missing", "spurious"]
+    yield html_table(
+        ["data", *columns],
+        [(row.condition, *_slot_cells(row.slots)) for row in report.rows],
+        caption="All slots. Wrong: heard with another value; missing: said, not heard; spurious: "
+        "heard, not said",
+    )
+    yield html_table(
+        ["data", "slot", "in the grammar", *columns],
+        [
+            (row.condition, row.slot, share_or_none(row.sayable), *_slot_cells(row.scores))
+            for row in report.by_slot
+        ],
+        caption="By slot, and the share of the values said that its rule can say at all",
+    )
+    yield from _compared(report.comparisons, "difference of commands right")
+    yield "<h2>Errors</h2>"
+    yield html_table(
+        ["data", "error", "slot", "said", "heard", "times"],
+        [(e.condition, e.kind, e.slot, e.said, e.heard, e.count) for e in report.errors],
+        caption="Most frequent",
+    )
+    yield html_table(
+        ["data", "clip", "said", "heard", "text", "confidence"],
+        [
+            (e.condition, e.clip, e.said, e.heard, e.text, f"{e.confidence:.3f}")
+            for e in report.examples
+        ],
+        caption="Commands that were not understood, the surest first",
+    )
+    yield from _how(report.run)
+
+
+def _slot_cells(scores: SlotScores) -> list[object]:
+    rates = [share_or_none(rate) for rate in (scores.precision, scores.recall, scores.f1)]
+    return [*rates, scores.right, scores.wrong, scores.missing, scores.spurious]
+
+
+def _compared(comparisons: Sequence[Comparison], what: str) -> Iterable[str]:
+    if not comparisons:
+        return
+    yield "<h2>Against another model</h2>"
+    yield html_table(
+        ["data", "other model", what, "95 % interval", "p"],
+        [
+            (
+                row.condition,
+                row.other,
+                f"{100 * row.difference.value:+.2f} %",
+                f"{100 * row.difference.low:+.2f} to {100 * row.difference.high:+.2f}",
+                f"{row.p_value:.3f}",
+            )
+            for row in comparisons
+        ],
+        caption="This model's minus the other's, by a paired bootstrap over the same clips",
+    )
 
 
 def _claim(claim: Claim) -> str:

@@ -68,7 +68,7 @@ class TranscriptRow(_Result, frozen=True):
 
 
 class Comparison(_Result, frozen=True):
-    """Word error rate of this model minus that of another, on the same clips."""
+    """A rate of this model (word errors, right commands) minus that of another, same clips."""
 
     condition: Condition
     other: str
@@ -200,7 +200,89 @@ class KeywordReport(_Result, frozen=True, tag_field="task", tag="keywords"):
     missed: tuple[Miss, ...]
 
 
-Report = TranscriptReport | KeywordReport
+class SlotScores(_Result, frozen=True):
+    """Slots of clips, said and heard; rates are None where nothing was heard or said.
+
+    A slot is right, or wrong (heard with another value), missing (said and not heard at all) or
+    spurious (heard and not said). Of right / (right + wrong + spurious) the precision is made, of
+    right / (right + wrong + missing) the recall; F1 is their harmonic mean.
+    """
+
+    precision: Interval | None
+    recall: Interval | None
+    f1: Interval | None
+    right: int
+    wrong: int
+    missing: int
+    spurious: int
+
+
+class CommandRow(_Result, frozen=True):
+    """Commands of one condition, by intent and slots."""
+
+    condition: Condition
+    n_clips: int
+    right: Interval  # clips with the intent and every slot right
+    intent: Interval | None  # None where the data name none
+    slots: SlotScores
+    refused: Interval  # clips whose confidence is below the threshold
+    accepted_right: Interval | None  # right ones of those that are not refused
+
+
+class SlotRow(_Result, frozen=True):
+    """One slot in one condition."""
+
+    condition: Condition
+    slot: str
+    scores: SlotScores
+    sayable: Interval | None  # values said that the grammar can say, of all that are said
+
+
+class SlotError(_Result, frozen=True):
+    """A value that was taken for another, missed or put in, and how often."""
+
+    condition: Condition
+    kind: Literal["wrong", "missing", "spurious"]
+    slot: str
+    said: str
+    heard: str
+    count: int
+
+
+class CommandExample(_Result, frozen=True):
+    """A clip that was not understood."""
+
+    condition: Condition
+    clip: str
+    said: str  # intent and slots
+    heard: str
+    text: str
+    confidence: float
+
+
+class Refusal(_Result, frozen=True):
+    """The least confidence at which a command is taken, and how it was chosen."""
+
+    threshold: float
+    chosen_on: str | None  # None: given
+    n_clips: int | None
+    n_wrong_taken: int | None  # on the clips it was chosen on
+    n_right_refused: int | None
+
+
+class CommandReport(_Result, frozen=True, tag_field="task", tag="slots"):
+    """Everything about commands that are scored by their intent and slots."""
+
+    run: RunInfo
+    refusal: Refusal
+    rows: tuple[CommandRow, ...]
+    by_slot: tuple[SlotRow, ...]
+    errors: tuple[SlotError, ...]
+    examples: tuple[CommandExample, ...]
+    comparisons: tuple[Comparison, ...]  # share of clips that are right
+
+
+Report = TranscriptReport | KeywordReport | CommandReport
 
 
 def write_json(path: Path, report: Report) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from edge_imputer.decoding import Language, SearchedText
 from edge_imputer.errors import CheckpointError
-from edge_imputer.imputation import schedule
+from edge_imputer.imputation import resolve_schedule
 from edge_imputer.specs import ModelSpec
 from edge_imputer.tokens import Tokenizer
 
@@ -32,7 +33,8 @@ class TorchTranscriber:
     Parameters
     ----------
     checkpoint : of a model that writes text
-    n_steps : passes of the head a chunk; the model's own schedule if None
+    n_steps, schedule : passes of the head a chunk, or frames committed in each; the model's own
+        schedule if neither is given
     language : what may be said; without it the text is what was committed frame by frame
 
     Raises
@@ -46,6 +48,7 @@ class TorchTranscriber:
         checkpoint: Checkpoint,
         *,
         n_steps: int | None = None,
+        schedule: Sequence[int] | None = None,
         language: Language | None = None,
     ) -> None:
         if not isinstance(checkpoint.spec, ModelSpec):
@@ -60,17 +63,11 @@ class TorchTranscriber:
         self._featurizer = Featurizer(self.spec)
         self._tokenizer = Tokenizer(self.spec.tokens)
         self._search = None if language is None else SearchedText(language, self.spec)
-        head = self.spec.head
-        self._schedule = head.schedule if n_steps is None else schedule(n_steps, head.block_size)
+        self._schedule = resolve_schedule(self.spec.head, n_steps, schedule)
 
     def text(self, waveform: npt.NDArray[np.float32]) -> str:
         """Transcribe a recording, float32 (n,)."""
-        alignment, log_probs = self._decode(waveform)
-        if self._search is not None:
-            self._search.reset()
-            self._search.push(log_probs.numpy())
-            return self._search.final().text
-        return self._tokenizer.decode(self._tokenizer.collapse(alignment.tolist()))
+        return self("", waveform).text or ""
 
     def log_probs(self, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Log-probabilities of a recording's frames, each of the pass that committed it, (T, V)."""
@@ -87,11 +84,21 @@ class TorchTranscriber:
 
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
         """Transcribe a clip, for the journal."""
-        return Entry(key=key, text=self.text(waveform))
+        alignment, log_probs = self._decode(waveform)
+        if self._search is not None:
+            self._search.reset()
+            self._search.push(log_probs.numpy())
+            return Entry.of_text(key, self._search.final())
+        tokens = self._tokenizer.collapse(alignment.tolist())
+        return Entry(key=key, text=self._tokenizer.decode(tokens))
 
 
 def open_transcriber(
-    path: Path, *, n_steps: int | None = None, language: Language | None = None
+    path: Path,
+    *,
+    n_steps: int | None = None,
+    schedule: Sequence[int] | None = None,
+    language: Language | None = None,
 ) -> tuple[TorchTranscriber, str]:
     """The transcriber of a checkpoint, and the file's hash.
 
@@ -103,4 +110,5 @@ def open_transcriber(
     from ..checkpoint import load_checkpoint
 
     loaded = load_checkpoint(path)
-    return TorchTranscriber(loaded, n_steps=n_steps, language=language), loaded.sha256
+    model = TorchTranscriber(loaded, n_steps=n_steps, schedule=schedule, language=language)
+    return model, loaded.sha256

@@ -43,15 +43,18 @@ class Transcriber:
         backend: Backend,
         *,
         n_steps: int | None = None,
+        schedule: Sequence[int] | None = None,
         language: Language | None = None,
     ) -> None:
         self.sample_rate = bundle.spec.features.sample_rate
-        self._recognizer = Recognizer(bundle, backend=backend, n_steps=n_steps, language=language)
+        self._recognizer = Recognizer(
+            bundle, backend=backend, n_steps=n_steps, schedule=schedule, language=language
+        )
 
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
         """Transcribe a clip as a stream that then ends."""
         found = self._recognizer.transcribe(waveform, sample_rate=self.sample_rate)
-        return Entry(key=key, text=found.text)
+        return Entry.of_text(key, found)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from .corpus import Estimate, Made, Settings, synthesize
 from .engines import ENGINES, Availability, Engine, Speech, Voice, open_engines
-from .grammar import read_grammar, sentences
+from .grammar import grammar_as_jsgf, grammar_words, read_grammar, sentences
 from .near_misses import Lexicon, NearMiss, near_misses
 from .noises import DEFAULT_KINDS, NoisePlan, make_noise, parse_kinds, synthesize_noises
 from .plan import Job, Phrase, make_plan
@@ -33,6 +33,8 @@ __all__ = [
     "choose_voices",
     "corpus_talkers",
     "engine_talkers",
+    "grammar_as_jsgf",
+    "grammar_words",
     "make_noise",
     "make_plan",
     "near_misses",

@@ -1,4 +1,4 @@
-"""Sentences from a text grammar: voice commands, questions, stories."""
+"""Sentences of a grammar: voice commands, questions, stories; what may be said to a recogniser."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_imputer.decoding import Grammar as JsgfGrammar
+from edge_imputer.decoding import parse_jsgf, word_graph
 from edge_imputer.errors import SynthesisError
 
-Grammar = Mapping[str, list[str]]
+from .jsgf import as_jsgf, draw_text
+
+TextGrammar = Mapping[str, list[str]]
+Grammar = TextGrammar | JsgfGrammar
 
 START = "sentence"
 DEEPEST = 20  # rules within rules
@@ -20,8 +25,8 @@ _RULE = re.compile(r"([a-z]+)\s*=\s*(\S.*)")
 _SLOT = re.compile(r"<([a-z]+)>")
 
 
-def parse_grammar(text: str) -> Grammar:
-    """Rules of a grammar: their alternatives by name.
+def parse_grammar(text: str) -> TextGrammar:
+    """Rules of a text grammar: their alternatives by name.
 
     Raises
     ------
@@ -48,22 +53,29 @@ def parse_grammar(text: str) -> Grammar:
 
 
 def read_grammar(path: Path) -> Grammar:
-    """The grammar of a text file.
+    """The grammar of a file: in JSGF where it ends in ``.jsgf`` or ``.gram``, else a text grammar.
 
     Raises
     ------
     SynthesisError
         No such file, not UTF-8, or `parse_grammar` refuses it; the file is named.
+    SpecError
+        A grammar in JSGF that could not be searched either, see `edge_imputer.decoding`.
     """
     try:
-        return parse_grammar(path.read_text("utf8"))
+        text = path.read_text("utf-8-sig")
+        if path.suffix in (".jsgf", ".gram"):
+            grammar = parse_jsgf(text, source=str(path))
+            word_graph(grammar)  # no rule is missing or part of itself
+            return grammar
+        return parse_grammar(text)
     except (OSError, UnicodeDecodeError) as error:
         raise SynthesisError(f"expected a grammar in UTF-8 at {path}: {error}") from error
     except SynthesisError as error:
         raise SynthesisError(f"{path}: {error}") from None
 
 
-def _check_depth(rules: Grammar, name: str, depth: int) -> None:
+def _check_depth(rules: TextGrammar, name: str, depth: int) -> None:
     if depth > DEEPEST:
         raise SynthesisError(f"grammar: the rule {name!r} calls itself")
     for slot in set(_SLOT.findall(" ".join(rules[name]))):
@@ -71,12 +83,12 @@ def _check_depth(rules: Grammar, name: str, depth: int) -> None:
 
 
 @functools.cache
-def shipped_grammar() -> Grammar:
+def shipped_grammar() -> TextGrammar:
     """The grammar that comes with this package, ``grammar.txt``."""
     return parse_grammar((resources.files(__package__) / "grammar.txt").read_text("utf8"))
 
 
-def draw_sentence(rng: np.random.Generator, grammar: Grammar | None = None) -> str:
+def draw_sentence(rng: np.random.Generator, grammar: TextGrammar | None = None) -> str:
     """One sentence, lower case, without punctuation."""
     rules = grammar or shipped_grammar()
 
@@ -101,7 +113,7 @@ def sentences(
     n, seed : int
     without : phrases that no sentence may contain, as whole words
     not_in : sentences that are not wanted again
-    grammar : the shipped one if not given
+    grammar : the shipped one if not given; of one in JSGF see `draw_text`
 
     Raises
     ------
@@ -115,8 +127,13 @@ def sentences(
     for _ in range(20 * n + 100):
         if len(found) == n:
             break
-        sentence = draw_sentence(rng, grammar)
-        if sentence not in known and not any(phrase in f" {sentence} " for phrase in banned):
+        if isinstance(grammar, JsgfGrammar):
+            sentence = draw_text(rng, grammar)
+        else:
+            sentence = draw_sentence(rng, grammar)
+        if sentence is None or sentence in known:
+            continue
+        if not any(phrase in f" {sentence.lower()} " for phrase in banned):
             found[sentence] = None
     if len(found) < n:
         raise SynthesisError(f"expected {n} different sentences, the grammar gave {len(found)}")
@@ -125,5 +142,22 @@ def sentences(
 
 def grammar_words(grammar: Grammar | None = None) -> list[str]:
     """Every word of a grammar, sorted."""
+    if isinstance(grammar, JsgfGrammar):
+        return sorted(word_graph(grammar).words)
     text = " ".join(part for rule in (grammar or shipped_grammar()).values() for part in rule)
     return sorted(set(re.findall(r"[a-z']+", _SLOT.sub(" ", text))))
+
+
+def grammar_as_jsgf(grammar: Grammar | None = None) -> str:
+    """A text grammar, the shipped one if none is given, in JSGF.
+
+    Raises
+    ------
+    SynthesisError
+        It is in JSGF already.
+    """
+    if isinstance(grammar, JsgfGrammar):
+        raise SynthesisError(
+            f"expected a text grammar to write in JSGF, got {grammar.name}, which is in JSGF"
+        )
+    return as_jsgf(grammar or shipped_grammar(), START)
