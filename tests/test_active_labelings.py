@@ -19,10 +19,10 @@ from edge_imputer.train.active.gradients import (
     path_bound,
     project,
 )
-from edge_imputer.train.active.heard import certain
 from edge_imputer.train.active.labelings import best_labeling, collapse, sample_labelings
 from edge_imputer.train.active.nbest import likeliest_labelings
 from edge_imputer.train.objective import MASK, imputer_loss
+from edge_imputer.train.objective.reduction import clamp_to_alignment
 
 from .active_cases import (
     Layer,
@@ -183,7 +183,7 @@ def test_what_an_imputer_is_shown_is_certain(layer, shown):
     n, n_tokens = len(layer.inputs), layer.weight.shape[0]
     partial = torch.tensor([shown[:n]]).clamp(max=n_tokens - 1)
     logits = torch.nn.functional.linear(layer.inputs, layer.weight, layer.bias)[None]
-    log_probs = certain(logits.detach().log_softmax(-1), partial)
+    log_probs = clamp_to_alignment(logits.detach().log_softmax(-1), partial)
     truth = {y: p for y, p in enumerated(log_probs[0]).items() if p > 0}
     labels = as_labelings(truth)
     losses, delta = label_gradients(log_probs, frames(layer), labels)

@@ -96,6 +96,7 @@ TABLE = {
                     "train/evaluation/plots.py",
                     "train/evaluation/page.py",  # asks for it
                     "train/active/plots.py",
+                    "train/active/study_plot.py",
                     "train/active/writing.py",  # asks for it
                 }
             ),

@@ -15,6 +15,7 @@ import typer
 from .. import __version__
 from ..errors import EdgeImputerError
 from . import synthesize
+from .active_study import active_study
 from .bench import bench
 from .data import app as data_app
 from .evaluate import evaluate
@@ -52,6 +53,7 @@ app.command()(evaluate)
 app.command()(mine)
 app.command()(improve)
 app.command()(select)
+app.command("active-study")(active_study)
 app.command()(verify)
 app.command()(bench)
 app.command()(export)

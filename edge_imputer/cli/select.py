@@ -148,8 +148,8 @@ def select(
         rank_by="score" if rank_by is RankBy.score else "per_second",
         candidates=candidates,
         batch_s=batch_seconds,
-        workers=_workers(workers),
-        device=_device(device),
+        workers=default_workers(workers),
+        device=chosen_device(device),
         export=None if export is None else export.value,
         embed=embed,
         command=shlex.join(["edge-imputer", *sys.argv[1:]]),
@@ -213,7 +213,7 @@ def _settings(given: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _workers(given: int | None) -> int:
+def default_workers(given: int | None) -> int:
     """So many processes as there are cores beside the one that scores."""
     if given is not None:
         return given
@@ -224,7 +224,8 @@ def _workers(given: int | None) -> int:
     return min(MOST_WORKERS, cores // here - 1) if cores > here else 0
 
 
-def _device(given: str | None) -> str:
+def chosen_device(given: str | None) -> str:
+    """What torch calls the device that is asked for; None: a GPU if there is one."""
     import torch
 
     if given not in (None, "cpu", "cuda"):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..objective.reduction import clamp_to_alignment
 from .gradients import deep_lengths, layer_gradients, lengths_of
 from .options import ScoreOptions
 
@@ -48,7 +48,7 @@ class Readout:
     def of(
         logits: Tensor, inputs: Tensor, n_frames: Tensor, filled: Tensor | None = None
     ) -> Readout:
-        """What a layer gave for what it read; `filled` frames, (B, T), are not negative."""
+        """What a layer gave for what it read; `filled`, (B, T), is `MASK` in open frames."""
         inside = torch.arange(logits.shape[1], device=logits.device) < n_frames[:, None]
         good = (logits.isfinite().all(-1) & inputs.isfinite().all(-1)) | ~inside
         finite = good.all(1)
@@ -56,7 +56,7 @@ class Readout:
         logits, inputs = logits.where(usable, 0.0), inputs.where(usable, 0.0)
         log_probs = logits.detach().log_softmax(-1)
         if filled is not None:
-            log_probs = certain(log_probs, filled)
+            log_probs = clamp_to_alignment(log_probs, filled)
         return Readout(logits, inputs.detach(), log_probs, n_frames, finite)
 
 
@@ -135,10 +135,3 @@ def recorded_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield inputs
     finally:
         handle.remove()
-
-
-def certain(log_probs: Tensor, filled: Tensor) -> Tensor:
-    """Log-probabilities (B, T, V), certain in the frames that are not negative in `filled`."""
-    tokens = F.one_hot(filled.clamp(min=0), log_probs.shape[2]).to(torch.bool)
-    known = torch.zeros_like(log_probs).masked_fill(~tokens, -torch.inf)
-    return torch.where((filled >= 0)[..., None], known, log_probs)

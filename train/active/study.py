@@ -187,7 +187,9 @@ class _Runs:
             for strategy in strategies:
                 self._go_through(strategy, rows, model)
             shutil.rmtree(self.folder)
-        kept = [self.journal.get(s, self.seed, n) for s in self.plan.strategies for n in self._rounds]
+        kept = [
+            self.journal.get(s, self.seed, n) for s in self.plan.strategies for n in self._rounds
+        ]
         return [base, *(measured for measured in kept if measured is not None)]
 
     @property
@@ -222,13 +224,12 @@ class _Runs:
         folder = self.folder / f"{strategy}-{number}-choice"
         pool = folder / "pool.jsonl"
         self.corpus.write_pool(pool, labelled)
-        spent = self.corpus.durations[list(labelled)].sum() / 3600
-        budget_h = self.plan.base_hours + number * self.plan.round_hours - spent
+        target = self.plan.base_hours + number * self.plan.round_hours
         options = SelectionOptions(
             model=model,
             pool=pool,
             out=folder / "chosen.jsonl",
-            budget_s=3600 * budget_h,
+            budget_s=3600 * (target - self._hours(labelled)),
             strategy=strategy,
             seed=self.seed,
             rules=JunkRules() if self.plan.filtered else UNFILTERED,
@@ -252,8 +253,7 @@ class _Runs:
     def _train(self, strategy: str, number: int, rows: Sequence[int], before: Path | None) -> Path:
         """A model of these labels; of a run that was interrupted, the rest of it."""
         self._say(
-            f"seed {self.seed}, {strategy}, round {number}: training on "
-            f"{self.corpus.durations[list(rows)].sum() / 3600:.2f} h"
+            f"seed {self.seed}, {strategy}, round {number}: training on {self._hours(rows):.2f} h"
         )
         folder = self.folder / f"{strategy}-{number}"
         self.corpus.write_labelled(folder / "corpus", rows)
@@ -261,9 +261,7 @@ class _Runs:
         if self.plan.continued and before is not None:
             run = msgspec.structs.replace(recipe.run, updates=self.plan.continued)
             recipe, init_from = msgspec.structs.replace(recipe, run=run), before
-        material, valid = read_corpus(
-            folder / "corpus", recipe.data, recipe.features.sample_rate
-        )
+        material, valid = read_corpus(folder / "corpus", recipe.data, recipe.features.sample_rate)
         model = train(
             material,
             valid,
@@ -277,6 +275,9 @@ class _Runs:
         write_atomically(folder / MODEL_NAME, str(model).encode())
         return model
 
+    def _hours(self, rows: Sequence[int]) -> float:
+        return float(self.corpus.durations[list(rows)].sum() / 3600)
+
     def _measure(self, strategy: str, number: int, rows: Sequence[int], model: Path) -> Measured:
         task = load_checkpoint(model).task
         errors, totals = count_errors(task, self.corpus.test)
@@ -284,7 +285,7 @@ class _Runs:
             strategy=strategy,
             seed=self.seed,
             round=number,
-            hours=round(float(self.corpus.durations[list(rows)].sum() / 3600), 6),
+            hours=round(self._hours(rows), 6),
             n_noise=sum(row >= self.corpus.n_clips for row in rows),
             rows=tuple(rows),
             errors=tuple(errors),
@@ -292,7 +293,7 @@ class _Runs:
         )
         self.journal.put(measured)
         self._say(
-            f"seed {self.seed}, {strategy}, round {number}: {100 * measured.rate:.2f} % wrong after "
-            f"{measured.hours:.2f} h"
+            f"seed {self.seed}, {strategy}, round {number}: {100 * measured.rate:.2f} % wrong "
+            f"after {measured.hours:.2f} h"
         )
         return measured

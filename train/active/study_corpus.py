@@ -174,4 +174,3 @@ def rows_chosen(file: Path) -> list[int]:
     """The numbers of the rows that a selection chose, in its order."""
     with file.open("rb") as lines:
         return [int(msgspec.json.decode(line)[ROW]) for line in lines]
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
@@ -189,7 +190,7 @@ def _hours_to(curve: Sequence[CurvePoint], goal: float) -> float | None:
     """Where straight lines between the points first come down to the goal."""
     if curve[0].rate <= goal:
         return curve[0].hours
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in itertools.pairwise(curve):
         if after.rate <= goal:
             share = (before.rate - goal) / (before.rate - after.rate)
             return before.hours + share * (after.hours - before.hours)
