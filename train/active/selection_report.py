@@ -186,7 +186,7 @@ def report_of(
     if options.budget_s >= choice.scored_s - repeated:
         warnings.append(
             f"the budget of {options.budget_s / 3600:g} h is larger than what the pool has, "
-            f"{chosen.hours:.2f} h that can be labelled: all of it is chosen, in its order"
+            f"{chosen.hours:.3g} h that can be labelled: all of it is chosen, in its order"
         )
     if not options.trained_on:
         warnings.append(
