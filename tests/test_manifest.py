@@ -323,3 +323,14 @@ print(resident_mb() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 def test_a_million_rows_cost_at_most_50_mb(tmp_path):
     assert float(run_python(MILLION, str(tmp_path / "big.jsonl"))) <= 50
+
+
+def test_chosen_rows_alone_are_kept_and_lines_are_as_they_stand(records, tmp_path) -> None:
+    file = tmp_path / "manifest.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"audio/7.wav"', b'"audio/7.wav","mine":1'))
+    wanted = np.zeros(20, bool)
+    wanted[[2, 7, 19]] = True
+    some = Manifest.open(tmp_path, rows=wanted)
+    assert list(some) == [records[2], records[7], records[19]]
+    assert json.loads(some.line(1))["mine"] == 1
+    assert len(Manifest.open(tmp_path, split="train", rows=wanted)) == 0

@@ -151,8 +151,8 @@ class _Walk:
                 order = order[seconds[order] <= left]
             chunk, order = order[:_CHUNK], order[_CHUNK:]
             for entry in self._table.entries(chunk):
-                if seconds[entry.row] <= left and self._is_new(entry):
-                    left -= float(seconds[entry.row])
+                if entry.seconds <= left and self._is_new(entry):
+                    left -= entry.seconds
                     yield entry.row
 
     def _is_new(self, entry: Entry) -> bool:
@@ -185,13 +185,13 @@ def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Row
         if len(candidates) >= how.candidates and seconds >= wanted_s:
             break
     rows = np.array(candidates, np.int32)
-    embeddings = table.embeddings(list(table.entries(rows)))
+    entries = list(table.entries(rows))
     weights = np.maximum(table.key[rows], 0) if how.weighted else np.ones(len(rows))
     n_wanted = how.budget_s / max(seconds / max(1, len(rows)), 1e-9)
     chosen = choose_diverse(
-        embeddings,
+        table.embeddings(entries),
         weights,
-        table.seconds[rows],
+        [entry.seconds for entry in entries],
         how.budget_s,
         how.seed,
         picks=max(1, round(n_wanted / CENTRES)),

@@ -1,14 +1,17 @@
-"""A folder of recordings as a pool: the clips that a device saved have no manifest."""
+"""Where a pool is: a manifest, or the recordings that a device saved; and some of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from edge_imputer.audio import audio_length
 from edge_imputer.errors import AudioError, DataError
 
-from ..data import ClipRecord, write_manifest
+from ..data import ClipRecord, Manifest, write_manifest
 from ..data.manifest import MANIFEST_NAME, find_manifest
 from ..data.records import UNKNOWN_SPEAKER
 
@@ -58,3 +61,32 @@ def _records(files: list[Path]) -> Iterator[ClipRecord]:
             duration_s=round(n_samples / rate, 6),
             sample_rate=rate,
         )
+
+
+class PoolRows:
+    """Some rows of a pool, by their numbers in it; the others take no memory.
+
+    Parameters
+    ----------
+    file : the pool's manifest
+    n_rows : of the pool
+    *rows : numbers, (K,) each, in any order
+    """
+
+    def __init__(self, file: Path, n_rows: int, *rows: npt.ArrayLike) -> None:
+        wanted = np.zeros(n_rows, bool)
+        for some in rows:
+            wanted[np.asarray(some, np.int64)] = True
+        self._rows = np.flatnonzero(wanted).astype(np.int32)
+        self._manifest = Manifest.open(file, rows=wanted)
+        self.folder = self._manifest.folder
+
+    def __getitem__(self, row: int) -> ClipRecord:
+        return self._manifest[self._place(row)]
+
+    def line(self, row: int) -> bytes:
+        """The row as it stands in the file."""
+        return self._manifest.line(self._place(row))
+
+    def _place(self, row: int) -> int:
+        return int(np.searchsorted(self._rows, row))

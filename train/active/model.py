@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from edge_imputer.bundle import Bundle
+from edge_imputer.errors import CheckpointError
 from edge_imputer.specs import AnyModelSpec
 
 from ..checkpoint import load_checkpoint
@@ -56,6 +57,11 @@ def open_model(path: Path) -> OpenedModel:
         return OpenedModel(path, loaded.task, loaded.spec, loaded.sha256, loaded.origin.data)
     bundle = Bundle.load(file)
     files = bundle.manifest.files
+    if WEIGHTS_NAME in files and RECIPE_NAME not in files:
+        raise CheckpointError(
+            f"{path}: the bundle has no {RECIPE_NAME}, the recipe that it was trained by; give the "
+            "checkpoint that it was exported from, or export that again"
+        )
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "bundle.ckpt"
         torch.save(checkpoint_of(bundle), copy)

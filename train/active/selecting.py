@@ -16,7 +16,7 @@ from edge_imputer.errors import DataError, SpecError
 from ..data import Featurizer, Manifest
 from ..data.manifest import find_manifest
 from .choosing import CANDIDATES, Choosing, choose
-from .folder import pool_file
+from .folder import PoolRows, pool_file
 from .junk import JunkFilter, JunkRules
 from .label_tasks import Export
 from .model import OpenedModel, open_model
@@ -191,7 +191,9 @@ class Selection:
             candidates=options.candidates,
         )
         choice = choose(table, how)
-        pool = Manifest.open(self.pool_file)
+        shown = [clip.row for clips in left_out.shown.values() for clip in clips]
+        repeats = choice.repeats.ravel()
+        pool = PoolRows(self.pool_file, self.n_rows, choice.rows, choice.below, repeats, shown)
         left_out.add_repeats(pool, table, choice.repeats)
         report = report_of(options, self.model, table, choice, left_out, self.notes)
         Outputs(options, pool, table, choice, left_out, report).write()

@@ -12,10 +12,10 @@ import msgspec
 
 from edge_imputer.files import replacing
 
-from ..data import Manifest
 from ..data.manifest import read_rows
 from ..data.verdicts import Tally
 from .choosing import Choice, Rows
+from .folder import PoolRows
 from .model import OpenedModel
 from .score_log import Entry
 from .score_table import ScoreTable
@@ -150,7 +150,7 @@ class LeftOut:
         if len(shown) < N_SHOWN:
             shown.append(clip)
 
-    def add_repeats(self, pool: Manifest, table: ScoreTable, repeats: Rows) -> None:
+    def add_repeats(self, pool: PoolRows, table: ScoreTable, repeats: Rows) -> None:
         """Count and list the clips that repeat chosen ones, see `Choice.repeats`."""
         with self._path.open("ab") as file:
             for row, of in repeats.tolist():
@@ -186,7 +186,7 @@ def report_of(
     if options.budget_s >= choice.scored_s - repeated:
         warnings.append(
             f"the budget of {options.budget_s / 3600:g} h is larger than what the pool has, "
-            f"{chosen.hours:.2f} h that can be labelled: all of it is chosen, in its order"
+            f"{chosen.hours:.3g} h that can be labelled: all of it is chosen, in its order"
         )
     if not options.trained_on:
         warnings.append(

@@ -14,8 +14,8 @@ import numpy as np
 from edge_imputer.errors import MissingExtraError, require
 from edge_imputer.files import replacing, write_atomically
 
-from ..data import Manifest
 from .choosing import Choice
+from .folder import PoolRows
 from .label_tasks import write_tasks
 from .page import Listed, write_listening_page
 from .score_log import Entry
@@ -37,7 +37,7 @@ class Outputs:
     def __init__(
         self,
         options: SelectionOptions,
-        pool: Manifest,
+        pool: PoolRows,
         table: ScoreTable,
         choice: Choice,
         left_out: LeftOut,

@@ -61,7 +61,13 @@ class Manifest(Sequence[ClipRecord]):
         self.durations = durations  # (N,) seconds
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, split: Split | None = None) -> Manifest:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        split: Split | None = None,
+        rows: npt.NDArray[np.bool_] | None = None,
+    ) -> Manifest:
         """Open a corpus.
 
         Parameters
@@ -71,6 +77,8 @@ class Manifest(Sequence[ClipRecord]):
             relative to the file's folder.
         split
             Keep the rows of this split only; there may be none.
+        rows : bool (N,)
+            Keep these rows of the file only: the others take no memory, not even for a moment.
 
         Raises
         ------
@@ -84,6 +92,8 @@ class Manifest(Sequence[ClipRecord]):
         with file.open("rb") as source:
             for offset, line, record in _decoded(file, source, decode):
                 n_rows += 1
+                if rows is not None and not rows[n_rows - 1]:
+                    continue
                 if split is None or record.split == split:
                     offsets.append(offset)
                     lengths.append(len(line))
