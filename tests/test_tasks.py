@@ -284,7 +284,7 @@ def test_rivals_learn_as_if_they_were_alone() -> None:
             }
         )
         own = alone.losses(batch(), 50, 0.5)
-        torch.testing.assert_close(losses[name], own["imputer"])
+        torch.testing.assert_close(losses[f"{name}/loss"], own["imputer"])
         own["loss"].sum().backward()
         for key, parameter in cast(ImputerTask, together).rivals[name].named_parameters():
             theirs = cast(ImputerTask, alone).head.get_parameter(key).grad
@@ -294,6 +294,17 @@ def test_rivals_learn_as_if_they_were_alone() -> None:
     assert sum(map(len, groups)) == len(list(together.parameters()))
     found = together.validate(batch())
     assert {"wer_k4", "wide/wer_k4", "imitation/wer_k4"} < set(found)
+
+
+def test_a_head_that_sees_only_masks_is_read_once() -> None:
+    settings = ImputerTaskSpec(head=HEAD, all_masked=1.0, rivals={"other": RivalSpec()})
+    model = task(settings)
+    assert isinstance(model.spec, ModelSpec)
+    assert model.spec.head.schedule == (4,)
+    assert model.monitor == ("wer_k1", "min")
+    assert cast(ImputerTask, model).rivals["other"].spec.schedule == (4,)
+    with pytest.raises(SpecError, match="'train' is a name that torch needs"):
+        task(ImputerTaskSpec(head=HEAD, rivals={"train": RivalSpec()}))
 
 
 def test_corrupted_and_refined_frames_are_the_encoders() -> None:

@@ -679,7 +679,9 @@ def test_rivals_leave_the_others_as_they_are(data, tmp_path):
     """Encoder and head are those of a run without rivals; a rival is a run with its settings."""
     settings = ("run.updates=8", "run.valid_every=8", "task.all_masked=0.2")
     plain = load_checkpoint(run(data, tmp_path / "plain", *settings))
-    rivals = 'task.rivals={twin={}, imitation={loss="imitation", head={width=6}}}'
+    rivals = (
+        'task.rivals={twin={}, imitation={loss="imitation", head={width=6}}, ctc={all_masked=1}}'
+    )
     both = load_checkpoint(run(data, tmp_path / "both", *settings, rivals))
     for name, weight in plain.task.state_dict().items():
         assert torch.equal(both.task.state_dict()[name], weight), name
@@ -690,7 +692,8 @@ def test_rivals_leave_the_others_as_they_are(data, tmp_path):
     theirs = both.task.rivals["imitation"].state_dict()
     assert all(torch.equal(w, theirs[name]) for name, w in imitation.head.state_dict().items())
     assert torch.equal(imitation.task.ctc.weight, plain.task.ctc.weight)
-    with pytest.raises(SpecError, match="a rival among twin, imitation, got 'other'"):
+    assert both.with_rival("ctc").spec.head.schedule == (8,)
+    with pytest.raises(SpecError, match="a rival among twin, imitation, ctc, got 'other'"):
         both.with_rival("other")
     with pytest.raises(SpecError, match="a rival among"):
         plain.with_rival("twin")

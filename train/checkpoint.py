@@ -63,7 +63,7 @@ class Checkpoint:
         if not isinstance(settings, ImputerTaskSpec) or not isinstance(self.spec, ModelSpec):
             raise SpecError(f"expected a model with rival heads, got one without: no {name!r}")
         own = settings.rival(name)
-        spec = msgspec.structs.replace(self.spec, head=own.head)
+        spec = msgspec.structs.replace(self.spec, head=own.own_head())
         task = build_task(spec, own)
         weights = self.task.state_dict()
         kept = {key: w for key, w in weights.items() if not key.startswith(("head.", "rivals."))}

@@ -50,7 +50,7 @@ class ImputerTask(SpeechTask):
     settings: ImputerTaskSpec
 
     def __init__(self, spec: ModelSpec | KeywordModelSpec, settings: ImputerTaskSpec) -> None:
-        if not isinstance(spec, ModelSpec) or spec.head != settings.head:
+        if not isinstance(spec, ModelSpec) or spec.head != settings.own_head():
             raise SpecError(
                 "expected a model with the head of the task's settings, got "
                 f"{getattr(spec, 'head', type(spec).__name__)}; make it with settings.make_spec"
@@ -60,13 +60,16 @@ class ImputerTask(SpeechTask):
         self.ctc = nn.Linear(d_model, spec.tokens.vocabulary_size)
         self.rivals = nn.ModuleDict()
         for name in settings.rivals:
-            self.rivals[name] = ImputerHead(d_model, settings.rival(name).head, spec.tokens)
-        self.monitor = f"wer_k{spec.head.block_size}", "min"
+            if hasattr(self.rivals, name):
+                raise SpecError(f"rivals: {name!r} is a name that torch needs; choose another")
+            head = settings.rival(name).own_head()
+            self.rivals[name] = ImputerHead(d_model, head, spec.tokens)
+        self.monitor = f"wer_k{1 if settings.all_masked == 1 else spec.head.block_size}", "min"
 
     def losses(self, batch: Batch, update: int, progress: float) -> dict[str, Tensor]:
         """As `Task.losses`: "ctc" of the encoder and "imputer" of the head, per token.
 
-        A rival's loss is there by its name.
+        A rival's loss is there as "name/loss".
         """
         encoder_out, frames, branches = self.encode(batch)
         logits = self.ctc(self.drop(encoder_out, batch, ENCODER_DROPOUT))
@@ -82,12 +85,12 @@ class ImputerTask(SpeechTask):
         else:
             loss = settings.ctc_weight * losses[0] + (1 - settings.ctc_weight) * losses[1]
         found = {"ctc": encoder_loss.detach(), "imputer": head_loss.detach()}
-        for name, rival in self.rivals.items():
+        for name in settings.rivals:
             rival_loss, rival_restraint = self._head_loss(
-                rival, settings.rival(name), given, progress
+                self.rivals[name], settings.rival(name), given, progress
             )
             loss = loss + rival_loss + rival_restraint
-            found[name] = rival_loss.detach()
+            found[f"{name}/loss"] = rival_loss.detach()
         return {"loss": loss, **found, **self.reported(restraint + head_restraint)}
 
     def clipped_groups(self) -> list[list[nn.Parameter]]:
@@ -149,9 +152,9 @@ class ImputerTask(SpeechTask):
         if self.rivals:
             encoder_out, frames = self.encoder(batch.features, batch.lengths)
             block = self.spec.head.block_size
-            for name, rival in self.rivals.items():
+            for name in self.settings.rivals:
                 steps = 1 if self.settings.rival(name).all_masked == 1 else block
-                head = cast("ImputerHead", rival)
+                head = cast("ImputerHead", self.rivals[name])
                 alignment = decode(head, encoder_out, schedule(steps, block))
                 found[f"{name}/wer_k{steps}"] = self.word_errors(batch, alignment, frames)
         return found

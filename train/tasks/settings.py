@@ -176,11 +176,17 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
                 )
             rival.check()
 
+    def own_head(self) -> ImputerSpec:
+        """The head as it is read: in one pass, where it never sees an alignment."""
+        if self.all_masked < 1:
+            return self.head
+        return msgspec.structs.replace(self.head, schedule=(self.head.block_size,))
+
     def make_spec(
         self, features: AnyFeatureSpec, encoder: AnyEncoderSpec, tokens: TokenSpec | None = None
     ) -> ModelSpec:
         """The model that this task trains, checked."""
-        return _model_spec(features, encoder, self.head, tokens)
+        return _model_spec(features, encoder, self.own_head(), tokens)
 
 
 class CtcTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="ctc", tag_field="kind"):

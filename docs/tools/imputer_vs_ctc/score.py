@@ -23,7 +23,7 @@ from edge_imputer.imputation import schedule
 from edge_imputer.specs import ModelSpec
 from edge_imputer.tokens import Tokenizer
 from edge_imputer.train.checkpoint import Checkpoint, load_checkpoint
-from edge_imputer.train.data import Featurizer
+from edge_imputer.train.data import Featurizer, Split
 from edge_imputer.train.data.corpus import read_clip
 from edge_imputer.train.decode import decode_with_log_probs
 from edge_imputer.train.evaluation.noise import NoiseMixer
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--noise", type=Path, help="a folder of recorded noise, for 10 dB")
     parser.add_argument("--run", action="append", help="only runs like this; repeatable")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--lexicon", action="store_true", help="read with a list of words, too")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -81,13 +81,13 @@ def main() -> None:
 
 
 def _features(
-    folder: Path, split: str, noise: Path | None, loaded: Checkpoint
+    folder: Path, split: Split, noise: Path | None, loaded: Checkpoint
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Key, text and plain features (T, mels) of every clip."""
     assert isinstance(loaded.spec, ModelSpec)
     featurizer = Featurizer(loaded.spec)
     rate = loaded.spec.features.sample_rate
-    mixer = NoiseMixer(noise, "test", sample_rate=rate, seed=0) if noise else None
+    mixer = NoiseMixer(noise, split, sample_rate=rate, seed=0) if noise else None
     for row in open_data_set(folder, split).rows:
         waveform = np.pad(read_clip(folder, row.record, rate), (0, round(SILENCE_S * rate)))
         waveform = mixer.mix(waveform, SNR_DB) if mixer else waveform
