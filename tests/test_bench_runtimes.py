@@ -8,8 +8,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,12 @@ from torch import Tensor, nn
 from edge_imputer.cli import bench_runtimes as command
 from edge_imputer.cli.main import main
 from edge_imputer.errors import BackendError, EdgeImputerError, ExportError
-from edge_imputer.export import benchmark
+from edge_imputer.export import benchmark, oracle
 from edge_imputer.export.benchmark import (
     FLOAT,
     FORMS,
     INT8,
     NATIVE,
-    ORACLE,
     Part,
     Row,
     build,
@@ -34,17 +34,24 @@ from edge_imputer.export.benchmark import (
 )
 from edge_imputer.export.builder import GraphBuilder
 from edge_imputer.export.graph import Array, Graph
-from edge_imputer.export.oracle import Order, TorchStep, converted
+from edge_imputer.export.oracle import ORACLE, ConvertedFile, TorchStep, as_arrays, convert
 from edge_imputer.export.reference import run_float, run_int
 from edge_imputer.export.runtimes import ALL_RUNTIMES, load_runtime
 from edge_imputer.export.tflite_emitter import tflite_bytes
 from edge_imputer.firmware_bridge.compiled import CompiledGraph
 from edge_imputer.specs import PRESETS
+from edge_imputer.train.layers.base import StreamingLayer
 
 from .graphs import feeds, float_layer, small_model
 from .processes import run_python
 from .test_file_formats import packed
 from .test_lowering import SMALL, quantised
+
+
+@pytest.fixture(autouse=True)
+def _no_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """litert-torch takes its time: `test_litert_oracle` has it."""
+    monkeypatch.setenv(oracle.ENVIRONMENT.variable, str(tmp_path / "no python"))
 
 
 @pytest.fixture
@@ -189,6 +196,16 @@ class Difference(nn.Module):
 
 
 STEP = TorchStep(Difference(), (torch.linspace(-1, 1, 6).reshape(2, 3), torch.ones(2, 3)))
+SERVER = """
+import json, pathlib, shutil, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    whole = "convert" in request and pathlib.Path(request["convert"]).stat().st_size
+    if whole:
+        shutil.copy(sys.argv[0] + ".tflite", request["to"])
+    answer = {} if whole else {"error": "ValueError: too small"}
+    print(json.dumps({**answer, "bytes": 0}), flush=True)
+"""
 
 
 def converted_file(path: str, *, signed: bool = True) -> None:
@@ -215,68 +232,120 @@ def converted_file(path: str, *, signed: bool = True) -> None:
 
 
 @pytest.fixture
-def fake_converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for litert-torch, which no extra brings."""
-
-    def convert(module: nn.Module, arguments: tuple[Tensor, ...]) -> SimpleNamespace:
-        assert len(module(*arguments)) == 2
-        print("converting")
-        return SimpleNamespace(export=converted_file)
-
-    monkeypatch.setitem(sys.modules, "litert_torch", SimpleNamespace(convert=convert))
+def fake_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for litert-torch's environment: it converts to `converted_file`, and no more."""
+    script = tmp_path / "server.py"
+    script.write_text(SERVER, "utf-8")
+    converted_file(f"{script}.tflite")
+    environment = replace(oracle.ENVIRONMENT, script=script)
+    for module in (oracle, benchmark):
+        monkeypatch.setattr(module, "ENVIRONMENT", environment)
+    monkeypatch.setenv(environment.variable, sys.executable)
+    return script
 
 
 def test_a_converted_file_takes_arguments_in_its_own_order(
-    fake_converter: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake_converter: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "x.tflite"
-    assert converted(STEP, path)
-    assert capsys.readouterr().out == ""
-    assert STEP.order_in(path) == Order([1, 0], [0, 0])
+    file = convert(STEP, tmp_path / "x.tflite")
+    x, y = as_arrays(STEP.arguments)
+    assert [array is other for array, other in zip(file.feeds([x, y]), (y, x), strict=True)]
+    for result in file.run([x, y]):
+        np.testing.assert_array_equal(result, y - x)
     graph = float_layer("add", np.random.default_rng(0))
-    part = Part(graph, graph, 1.0, STEP)
-    contender = benchmark._oracle([part], tmp_path)
-    assert contender is not None
+    parts = [Part(graph, graph, 1.0, STEP)]
+    contender = benchmark._oracle(parts, tmp_path, FLOAT)
     assert (contender.runtime, contender.dtype, contender.agrees) == (ORACLE, FLOAT, True)
-    assert contender.bytes == path.stat().st_size
-    assert benchmark._oracle([part, Part(graph, graph, 1.0)], tmp_path) is None
+    assert contender.bytes == file.path.stat().st_size
+    with pytest.raises(BackendError, match="litert-torch could not quantise it: ValueError: too s"):
+        benchmark._oracle(parts, tmp_path, INT8)
+
+
+def test_a_file_that_computes_something_else_does_not_agree(
+    fake_converter: Path, tmp_path: Path
+) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return y + x, y + x
+
+    graph = float_layer("add", np.random.default_rng(0))
+    part = Part(graph, graph, 1.0, TorchStep(Sum(), STEP.arguments))
+    assert benchmark._oracle([part], tmp_path, FLOAT).agrees is False
+
+
+def test_a_converter_that_dies_is_an_error_and_is_started_anew(
+    fake_converter: Path, tmp_path: Path
+) -> None:
+    text = fake_converter.read_text("utf-8")
+    fake_converter.write_text("raise SystemExit('no memory')", "utf-8")
+    with pytest.raises(BackendError, match="litert-torch ended with status 1: no memory"):
+        convert(STEP, tmp_path / "x.tflite")
+    fake_converter.write_text(text, "utf-8")
+    assert convert(STEP, tmp_path / "x.tflite").path.is_file()
 
 
 def test_a_file_without_a_whole_signature_is_refused(tmp_path: Path) -> None:
     converted_file(str(tmp_path / "x.tflite"), signed=False)
     with pytest.raises(ExportError, match="expected a signature of all inputs and outputs"):
-        STEP.order_in(tmp_path / "x.tflite")
+        ConvertedFile(tmp_path / "x.tflite")
 
 
-def test_without_litert_torch_there_is_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_its_environment_there_is_no_row_and_how_to_make_one_is_said(
+    small_presets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "litert_torch", None)
-    assert not converted(STEP, tmp_path / "x.tflite")
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delenv(oracle.ENVIRONMENT.variable, raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    rows = measure("cnn-windowed", tmp_path, None, rounds=1)
+    assert ORACLE not in {row.runtime for row in rows}
+    assert "make one with: make litert-oracle" in (oracle.ENVIRONMENT.absence() or "")
 
 
-@pytest.mark.parametrize("index", [0, 1])
+def test_calls_hand_states_on_and_leave_out_those_of_no_elements() -> None:
+    class Sums(StreamingLayer):
+        def initial_state(self, batch: int = 1) -> tuple[Tensor, ...]:
+            return torch.zeros(batch, 0, 3), torch.zeros(batch, 3)
+
+        def step(self, chunk: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+            total = state[1] + chunk.sum(1)
+            return total, (state[0], total)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            raise NotImplementedError
+
+    step = TorchStep.of_stream(Sums(), 2, 3)
+    assert [tuple(one.shape) for one in step.arguments] == [(1, 2, 3), (1, 3)]
+    total = np.zeros((1, 3), np.float32)
+    for features, state in step.calls(3):
+        np.testing.assert_array_equal(state.numpy(), total)
+        total = total + features.sum(1).numpy()
+        for result in step.results([features, state]):
+            np.testing.assert_array_equal(result, total)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
 def test_the_steps_for_the_converter_compute_what_our_graphs_do(
     small_presets: None, index: int
 ) -> None:
-    part = build("crnn")[index]
-    assert part.step is not None
+    part = build("crnn")[index] if index < 2 else build("cnn-windowed")[0]
+    arguments = part.step.arguments
     feeds = {
         name: array.reshape(part.floats.tensors[name].shape)
-        for name, array in zip(part.floats.inputs, part.step.arrays(), strict=True)
+        for name, array in zip(part.floats.inputs, as_arrays(arguments), strict=True)
     }
     wanted = run_float(part.floats, feeds)[part.floats.outputs[0]]  # states have other layouts
-    got = part.step.expected()[0]
+    got = part.step.results(arguments)[0]
     np.testing.assert_allclose(got.reshape(wanted.shape), wanted, atol=1e-5)
 
 
 def test_ratios_are_of_the_encoders_step() -> None:
-    def row(name: str, runtime: str, us: float | None) -> Row:
-        return Row(name, runtime, FLOAT, us, 1.0, 1, True)
+    def row(name: str, runtime: str, us: float | None, dtype: str = FLOAT) -> Row:
+        return Row(name, runtime, dtype, us, 1.0, 1, True)
 
     rows = [row("a", "litert", 9.0), row("a", ORACLE, 10.0), row("b", "litert", 1.0)]
-    assert benchmark.ratios_to_oracle(rows) == {"a": 0.9}
+    rows += [row("a", "litert", 4.0, INT8), row("a", ORACLE, 2.0, INT8), row("b", ORACLE, None)]
+    floats = {"float32_us": 9.0, "float32_theirs_us": 10.0, "float32_ratio": 0.9}
+    ints = {"int8_us": 4.0, "int8_theirs_us": 2.0, "int8_ratio": 2.0}
+    assert benchmark.beside_oracle(rows) == [{"preset": "a", **floats, **ints}]
 
 
 # ------------------------------------------------------------------------------ the command
