@@ -16,6 +16,8 @@ TYPING := build/typing
 TFLITE_VENV := .venv-tflite
 # Pythons that tflite-runtime has wheels for; the first one that runs is taken.
 TFLITE_PYTHONS ?= $(PYTHON) python3.11 python3.10
+LITERT_VENV := .venv-litert
+LITERT_PYTHONS ?= $(PYTHON) python3.13 python3.12 python3.11
 MAPPED := train export firmware_bridge
 
 # One thread a process: the suite runs one process a core.
@@ -24,8 +26,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tflite-runtime demo test test-slow lint format typecheck check bench-latency bench-frontend \
-  bench-loss bench-attention bench-data bench-select bench-runtimes wheel wheels clean
+.PHONY: help setup tflite-runtime litert-oracle demo test test-slow lint format typecheck check bench-latency \
+  bench-frontend bench-loss bench-attention bench-data bench-select bench-runtimes wheel wheels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,18 +46,32 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard train/objective/csr
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
+# $(call own-venv,PYTHONS,VERSIONS): a virtual environment in the folder of the target, of the first of
+# the pythons that has one of the versions.
+define own-venv
+for python in $($(1)) none; do \
+  $$python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(2)".split())' 2>/dev/null \
+    && break; \
+done; \
+test $$python != none \
+  || { echo "expected Python $(2) among: $($(1)); what it is for has wheels for no other; try: make $(MAKECMDGOALS) $(1)=/path/of/python3.11" >&2; exit 1; }; \
+$$python -m venv $(@D) \
+  || { rm -rf $(@D); echo "$$python has no venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
+endef
+
 tflite-runtime: $(TFLITE_VENV)/.installed  ## tflite-runtime 2.14 in .venv-tflite, for `verify` and the tests
 
 $(TFLITE_VENV)/.installed: constraints-tflite.txt
-	@for python in $(TFLITE_PYTHONS) none; do \
-	  $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' \
-	    2>/dev/null && break; \
-	done; \
-	test $$python != none \
-	  || { echo "expected Python 3.10 or 3.11 among: $(TFLITE_PYTHONS); tflite-runtime has wheels for no other; try: make tflite-runtime TFLITE_PYTHONS=/path/of/python3.11" >&2; exit 1; }; \
-	$$python -m venv $(TFLITE_VENV) \
-	  || { rm -rf $(TFLITE_VENV); echo "$$python has no venv; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(call own-venv,TFLITE_PYTHONS,3.10 3.11)
 	@$(TFLITE_VENV)/bin/python -m pip install -q $(PIP_ARGS) -c constraints-tflite.txt tflite-runtime
+	@touch $@
+
+litert-oracle: $(LITERT_VENV)/.installed  ## litert-torch in .venv-litert (2.1 GB), for `verify` and `bench runtimes`
+
+# With a CPU build of torch it is 2.1 GB; where pip would fetch CUDA, see README.md for PIP_ARGS.
+$(LITERT_VENV)/.installed: constraints-litert.txt
+	@$(call own-venv,LITERT_PYTHONS,3.11 3.12 3.13)
+	@$(LITERT_VENV)/bin/python -m pip install -q $(PIP_ARGS) -c constraints-litert.txt torch litert-torch
 	@touch $@
 
 demo: setup  ## train, quantise, export and run a small digit recogniser into build/demo (DATA=folder)

@@ -16,7 +16,7 @@ from .graph import Graph
 from .micro_model import MicroModel, micro_module
 from .onnx_emitter import write_onnx
 from .tflite_emitter import write_tflite
-from .tflite_runtime import TfliteRuntimeModel, find_python
+from .tflite_runtime import ENVIRONMENT, TfliteRuntimeModel
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ ALL_RUNTIMES = {
             _NO_LITERT,
         ),
         Runtime("tflite-micro", "tflite", MicroModel, _absence(micro_module)),
-        Runtime("tflite-runtime", "tflite", TfliteRuntimeModel, _absence(find_python)),
+        Runtime("tflite-runtime", "tflite", TfliteRuntimeModel, ENVIRONMENT.absence),
     )
 }
 """By name: onnxruntime as the backend runs it, and with its integer kernels; LiteRT with XNNPACK,

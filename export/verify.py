@@ -25,13 +25,16 @@ from edge_imputer.metrics import wilson_interval
 
 from .decoders import KINDS, AnyBackend, Decoded, Waveform
 from .graph import Array, Graph
+from .oracle import ORACLE
+from .oracle_backend import load_oracle, oracle_absence
 from .parity import LayerParity, layer_parity, same_arrays, tolerance
 from .reference import Interpreter
 from .runtimes import ALL_RUNTIMES
 from .tflite_reader import read_tflite
 
 INTEGERS, FLOAT, NATIVE = "integers", "onnxruntime-float", "native"
-NAMES = (*ALL_RUNTIMES, NATIVE, FLOAT)
+FLOATS = FLOAT, ORACLE  # of the float model; all others are of its integers
+NAMES = (*ALL_RUNTIMES, NATIVE, *FLOATS)
 OLD = "tflite-runtime"
 MIN_AGREEMENT = 0.99
 Progress = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -143,9 +146,9 @@ def verify(
     n_calls : int
         Calls of each graph that layers are compared on, spread over the first clip.
     min_agreement : float
-        Least share of clips with the same text, for each pair of int8 runtimes.
+        Least share of clips with the same text, for each pair of int8 runtimes, and of float ones.
     min_float_agreement : float
-        The same, for each of them beside the float model: what quantisation may change.
+        The same, for an int8 runtime beside a float one: what quantisation may change.
     progress : callable
         Wraps what is gone through, with a label, to show how far it is.
 
@@ -184,7 +187,7 @@ def verify(
     identical = {
         name: float(np.mean([_same(*both) for both in zip(clips, decoded[INTEGERS], strict=True)]))
         for name, clips in decoded.items()
-        if name not in (INTEGERS, FLOAT)
+        if name not in (INTEGERS, *FLOATS)
     }
     exceeded = [*_files_off(bundle, graphs), *refused, *_layers_off(layers), *_pairs_off(pairs)]
     if identical.get(NATIVE, 1) < 1:
@@ -275,6 +278,8 @@ def _open(
 def _absence(bundle: Bundle, name: str) -> str | None:
     if name in ALL_RUNTIMES:
         return ALL_RUNTIMES[name].absence()
+    if name == ORACLE:
+        return oracle_absence(bundle)
     if name == NATIVE:
         if not any(file.startswith("native/") for file in bundle.manifest.files):
             return "the bundle holds no C code"
@@ -286,6 +291,8 @@ def _absence(bundle: Bundle, name: str) -> str | None:
 
 
 def _backend(bundle: Bundle, name: str) -> AnyBackend:
+    if name == ORACLE:
+        return load_oracle(bundle)
     if name in (NATIVE, FLOAT):
         return KINDS[type(bundle.spec)].load(bundle, {NATIVE: "native", FLOAT: "onnx-float"}[name])
     runtime = ALL_RUNTIMES[name]
@@ -312,7 +319,7 @@ def _pairs(
             second,
             len(decoded[first]),
             sum(a.text == b.text for a, b in zip(decoded[first], decoded[second], strict=True)),
-            float_bound if FLOAT in (first, second) else bound,
+            float_bound if (first in FLOATS) != (second in FLOATS) else bound,
         )
         for first, second in combinations(decoded, 2)
     ]

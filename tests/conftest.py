@@ -52,11 +52,12 @@ def import_or_skip(module: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _tflite_environment() -> None:
-    """Let the tests find what `make tflite-runtime` made in this checkout."""
-    python = ROOT / ".venv-tflite" / "bin" / "python"
-    if python.is_file():
-        os.environ.setdefault("EDGE_IMPUTER_TFLITE_PYTHON", str(python))
+def _environments() -> None:
+    """Let the tests find what `make tflite-runtime` and `make litert-oracle` made here."""
+    for name in ("TFLITE", "LITERT"):
+        python = ROOT / f".venv-{name.lower()}" / "bin" / "python"
+        if python.is_file():
+            os.environ.setdefault(f"EDGE_IMPUTER_{name}_PYTHON", str(python))
 
 
 def _runtime_or_skip(name: str) -> str:
@@ -77,9 +78,19 @@ def micro() -> str:
 
 
 @pytest.fixture(scope="session")
-def old_tflite(_tflite_environment: None) -> str:
+def old_tflite(_environments: None) -> str:
     """The runtime tflite-runtime, which `make tflite-runtime` installs."""
     return _runtime_or_skip("tflite-runtime")
+
+
+@pytest.fixture(scope="session")
+def litert_torch(_environments: None) -> None:
+    """The other converter, which `make litert-oracle` installs; too big for CI, and skipped."""
+    from edge_imputer.export.oracle import ENVIRONMENT
+
+    absence = ENVIRONMENT.absence()
+    if absence is not None:
+        pytest.skip(absence)
 
 
 @pytest.fixture(scope="session")

@@ -9,42 +9,39 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from ai_edge_litert import schema_py_generated as schema
-from torch import Tensor, nn
 
 from edge_imputer.cli import bench_runtimes as command
 from edge_imputer.cli.main import main
-from edge_imputer.errors import BackendError, EdgeImputerError, ExportError
-from edge_imputer.export import benchmark
+from edge_imputer.errors import BackendError, EdgeImputerError
+from edge_imputer.export import benchmark, oracle
 from edge_imputer.export.benchmark import (
     FLOAT,
     FORMS,
     INT8,
     NATIVE,
-    ORACLE,
-    Part,
     Row,
     build,
     measure,
 )
-from edge_imputer.export.builder import GraphBuilder
 from edge_imputer.export.graph import Array, Graph
-from edge_imputer.export.oracle import Order, TorchStep, converted
+from edge_imputer.export.oracle import ORACLE, as_arrays
 from edge_imputer.export.reference import run_float, run_int
 from edge_imputer.export.runtimes import ALL_RUNTIMES, load_runtime
-from edge_imputer.export.tflite_emitter import tflite_bytes
 from edge_imputer.firmware_bridge.compiled import CompiledGraph
 from edge_imputer.specs import PRESETS
 
-from .graphs import feeds, float_layer, small_model
+from .graphs import feeds, small_model
 from .processes import run_python
-from .test_file_formats import packed
 from .test_lowering import SMALL, quantised
+
+
+@pytest.fixture(autouse=True)
+def _no_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """litert-torch takes its time: `test_litert_oracle` has it."""
+    monkeypatch.setenv(oracle.ENVIRONMENT.variable, str(tmp_path / "no python"))
 
 
 @pytest.fixture
@@ -159,8 +156,8 @@ def test_agreement_is_within_steps_or_a_share_of_the_largest() -> None:
     assert benchmark._agree(near, floats, exact=False)
     assert not benchmark._agree(far, floats, exact=False)
     ints = [[np.zeros((4,), np.int8)]]
-    assert benchmark._agree([[np.full(4, 2, np.int8)]], ints, exact=False)
-    assert not benchmark._agree([[np.full(4, 3, np.int8)]], ints, exact=False)
+    assert benchmark._agree([[np.full(4, 3, np.int8)]], ints, exact=False)
+    assert not benchmark._agree([[np.full(4, 4, np.int8)]], ints, exact=False)
     assert not benchmark._agree([[np.full(4, 1, np.int8)]], ints, exact=True)
 
 
@@ -175,108 +172,47 @@ def test_the_median_is_of_rounds_in_which_runtimes_take_turns(
         for name in "ab"
     ]
     assert benchmark._take_turns(contenders, 3) == [[5000.0], [5000.0]]
-    assert order == ["a", "a", "b", "b", *"ababab"]
+    turns = ["a", "b", "b", "a", "a", "b"]  # each begins with a call that is not timed
+    assert order == ["a", "a", "b", "b", *(name for name in turns for _ in range(2))]
 
 
 # ------------------------------------------------------------------------------ the oracle
 
 
-class Difference(nn.Module):
-    """Two results, which are one tensor in a file: what a converter makes of a state."""
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return y - x, y - x
-
-
-STEP = TorchStep(Difference(), (torch.linspace(-1, 1, 6).reshape(2, 3), torch.ones(2, 3)))
-
-
-def converted_file(path: str, *, signed: bool = True) -> None:
-    """What litert-torch might write of `Difference`: y goes in first, and a signature says so."""
-    g = GraphBuilder("difference")
-    y, x = g.input("y", (2, 3)), g.input("x", (2, 3))
-    g.graph.outputs = [g.binary("sub", "out", y, x)]
-    model = schema.ModelT.InitFromPackedBuf(tflite_bytes(g.graph), 0)
-    subgraph = model.subgraphs[0]
-    (first, second), (out,) = subgraph.inputs, subgraph.outputs
-    subgraph.outputs = [out, out]
-
-    def named(name: str, index: int) -> schema.TensorMapT:
-        entry = schema.TensorMapT()
-        entry.name, entry.tensorIndex = name, int(index)
-        return entry
-
-    signature = schema.SignatureDefT()
-    signature.signatureKey = "serving_default"
-    signature.inputs = [named("args_0", second), named("args_1", first)][: 2 if signed else 1]
-    signature.outputs = [named("output_0", out), named("output_1", out)]
-    model.signatureDefs = [signature]
-    Path(path).write_bytes(packed(model))
-
-
-@pytest.fixture
-def fake_converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for litert-torch, which no extra brings."""
-
-    def convert(module: nn.Module, arguments: tuple[Tensor, ...]) -> SimpleNamespace:
-        assert len(module(*arguments)) == 2
-        print("converting")
-        return SimpleNamespace(export=converted_file)
-
-    monkeypatch.setitem(sys.modules, "litert_torch", SimpleNamespace(convert=convert))
-
-
-def test_a_converted_file_takes_arguments_in_its_own_order(
-    fake_converter: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_its_environment_there_is_no_row_and_how_to_make_one_is_said(
+    small_presets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "x.tflite"
-    assert converted(STEP, path)
-    assert capsys.readouterr().out == ""
-    assert STEP.order_in(path) == Order([1, 0], [0, 0])
-    graph = float_layer("add", np.random.default_rng(0))
-    part = Part(graph, graph, 1.0, STEP)
-    contender = benchmark._oracle([part], tmp_path)
-    assert contender is not None
-    assert (contender.runtime, contender.dtype, contender.agrees) == (ORACLE, FLOAT, True)
-    assert contender.bytes == path.stat().st_size
-    assert benchmark._oracle([part, Part(graph, graph, 1.0)], tmp_path) is None
+    monkeypatch.delenv(oracle.ENVIRONMENT.variable, raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    rows = measure("cnn-windowed", tmp_path, None, rounds=1)
+    assert ORACLE not in {row.runtime for row in rows}
+    assert "make one with: make litert-oracle" in (oracle.ENVIRONMENT.absence() or "")
 
 
-def test_a_file_without_a_whole_signature_is_refused(tmp_path: Path) -> None:
-    converted_file(str(tmp_path / "x.tflite"), signed=False)
-    with pytest.raises(ExportError, match="expected a signature of all inputs and outputs"):
-        STEP.order_in(tmp_path / "x.tflite")
-
-
-def test_without_litert_torch_there_is_no_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "litert_torch", None)
-    assert not converted(STEP, tmp_path / "x.tflite")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2])
 def test_the_steps_for_the_converter_compute_what_our_graphs_do(
     small_presets: None, index: int
 ) -> None:
-    part = build("crnn")[index]
-    assert part.step is not None
+    part = build("crnn")[index] if index < 2 else build("cnn-windowed")[0]
+    arguments = part.step.arguments
     feeds = {
         name: array.reshape(part.floats.tensors[name].shape)
-        for name, array in zip(part.floats.inputs, part.step.arrays(), strict=True)
+        for name, array in zip(part.floats.inputs, as_arrays(arguments), strict=True)
     }
     wanted = run_float(part.floats, feeds)[part.floats.outputs[0]]  # states have other layouts
-    got = part.step.expected()[0]
+    got = part.step.results(arguments)[0]
     np.testing.assert_allclose(got.reshape(wanted.shape), wanted, atol=1e-5)
 
 
 def test_ratios_are_of_the_encoders_step() -> None:
-    def row(name: str, runtime: str, us: float | None) -> Row:
-        return Row(name, runtime, FLOAT, us, 1.0, 1, True)
+    def row(name: str, runtime: str, us: float | None, dtype: str = FLOAT) -> Row:
+        return Row(name, runtime, dtype, us, 1.0, 1, True)
 
     rows = [row("a", "litert", 9.0), row("a", ORACLE, 10.0), row("b", "litert", 1.0)]
-    assert benchmark.ratios_to_oracle(rows) == {"a": 0.9}
+    rows += [row("a", "litert", 4.0, INT8), row("a", ORACLE, 2.0, INT8), row("b", ORACLE, None)]
+    floats = {"float32_us": 9.0, "float32_theirs_us": 10.0, "float32_ratio": 0.9}
+    ints = {"int8_us": 4.0, "int8_theirs_us": 2.0, "int8_ratio": 2.0}
+    assert benchmark.beside_oracle(rows) == [{"preset": "a", **floats, **ints}]
 
 
 # ------------------------------------------------------------------------------ the command
@@ -333,6 +269,13 @@ def test_bad_arguments(
 def test_export_of_windows_is_not_timed() -> None:
     with pytest.raises(EdgeImputerError, match="expected an encoder that streams"):
         command.export_cost("cnn-windowed-229k")
+
+
+def test_memory_of_another_process_is_its_own() -> None:
+    """What a process that starts another holds does not count for that one."""
+    held = np.ones(300 << 20, np.uint8)
+    code = f"import tests.conftest; from {command.__name__} import _peak_mb; print(_peak_mb())"
+    assert 5 < float(run_python(code)) < 250 < held.nbytes / 1e6
 
 
 @pytest.mark.slow

@@ -54,7 +54,9 @@ LOWERING = {f"export/lowering/{name}.py" for name in _LOWERING}
 # Training in the exported integers: the graph in torch, in place of a task's modules.
 QAT = {f"export/qat/{name}.py" for name in ("exact", "kernels", "executor", "models", "quantiser")}
 BUNDLES = {"export/build.py", "export/bundle.py", "export/esphome/pack.py"}
-MEASURED = {"export/benchmark.py", "export/oracle.py"}  # torch modules beside their graphs
+# Torch modules beside their graphs, and through another converter.
+MEASURED = {"export/benchmark.py", "export/oracle.py", "export/oracle_backend.py"}
+ORACLE = "export/litert_torch_server.py"  # run as a script in an environment of its own
 CHECKPOINT_READERS = frozenset(BUNDLES | MEASURED | LOWERING | QAT)
 # The graph, the integer parameters of its operations, and where its tensors lie in memory.
 QUANTISED_GRAPH = {f"edge_imputer.export.{name}" for name in ("graph", "op_params", "memory")}
@@ -106,13 +108,13 @@ TABLE = {
         frozenset({"numpy", "msgspec", "onnx", "flatbuffers", "ai_edge_litert"}),
         frozenset({"edge_imputer"}),
         only_in={
-            "torch": CHECKPOINT_READERS,
+            "torch": CHECKPOINT_READERS | {ORACLE},
             "edge_imputer.train": CHECKPOINT_READERS,
             "onnxruntime": frozenset({"export/ort_emitter.py"}),  # writes its own format
             "tflite_micro": frozenset({"export/micro_model.py", "export/esphome/arena.py"}),
             # Run as a script in an environment of its own.
             "tflite_runtime": frozenset({"export/tflite_runtime_server.py"}),
-            "litert_torch": frozenset({"export/oracle.py"}),  # another converter, to compare with
+            **dict.fromkeys(("litert_torch", "ai_edge_quantizer"), frozenset({ORACLE})),
         },
     ),
     "edge_imputer.firmware_bridge": Layer(

@@ -47,6 +47,21 @@ def test_a_row_replaces_the_one_of_its_key() -> None:
     assert tables["speed"] == [{"model": "d"}]
 
 
+def test_runtimes_are_side_by_side() -> None:
+    def row(runtime: str, us: float | None, agrees: bool | None = True) -> dict[str, object]:
+        name = {"preset": "tcn", "runtime": runtime, "dtype": "int8"}
+        return {**name, "us_per_step": us, "ms_per_s_audio": 2.0, "bytes": 9} | {
+            "agrees_with_reference": agrees
+        }
+
+    rows = [row("litert", 1.5), row("native", 3.0, False), row("old", None), row("x", 1.0, None)]
+    (found,) = results.runtime_rows({"rows": rows})
+    assert found["us"] == {"litert int8": 1.5, "native int8": 3.0, "x int8": 1.0}
+    assert found["wrong"] == ["native int8"]
+    cells = "{us[litert int8]} {ms[litert int8]} {bytes[native int8]}[[ {us[old int8]}]]"
+    assert results.cell(cells, found) == "1.5 2.0 9"
+
+
 def test_cells() -> None:
     row = {"p": 0.5, "low": 0.25, "high": None, "ms": {"torch ctc": 1.5}}
     assert results.cell("{p:.0%}[[ ({low:.0%} to {high:.0%})]]", row) == "50%"

@@ -21,7 +21,7 @@ from edge_imputer.export.parity import tolerance
 from edge_imputer.export.reference import run_float, run_int
 from edge_imputer.export.runtimes import ALL_RUNTIMES, RUNTIMES, load_runtime
 from edge_imputer.export.tflite_emitter import tflite_bytes
-from edge_imputer.export.tflite_runtime import PYTHON_VARIABLE, find_python
+from edge_imputer.export.tflite_runtime import ENVIRONMENT, PYTHON_VARIABLE
 from edge_imputer.quantization import QuantParams
 
 from .conftest import ROOT
@@ -213,7 +213,7 @@ def test_its_environment_has_the_pinned_versions(old_tflite: str) -> None:
     assert set(pinned) == {"numpy", "tflite-runtime"}
     code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
     found = subprocess.run(
-        [find_python(), "-c", code, *pinned], capture_output=True, text=True, check=True
+        [ENVIRONMENT.find_python(), "-c", code, *pinned], capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == list(pinned.values())
 
@@ -245,11 +245,11 @@ def test_without_its_environment_the_old_runtime_says_how_to_make_one(
     monkeypatch.delenv(PYTHON_VARIABLE)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     with pytest.raises(BackendError, match="make one with: make tflite-runtime"):
-        find_python()
+        ENVIRONMENT.find_python()
     python = tmp_path / ".venv-tflite" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
-    assert find_python() == python
+    assert ENVIRONMENT.find_python() == python
     assert absence() is None
 
 

@@ -188,6 +188,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
         No file, not a checkpoint, no spec inside, or weights that do not fit the spec.
     """
     raw = read_raw(path)
+    return checkpoint_from(raw, path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def checkpoint_from(raw: dict[str, Any], path: Path, sha256: str = "") -> Checkpoint:
+    """What `read_raw` read, or `trainer.initial.checkpoint_of` made of a bundle at `path`.
+
+    Raises
+    ------
+    CheckpointError
+        Its spec, its recipe and its weights do not fit.
+    """
     spec, recipe, origin = unpack(raw, path)
     try:
         task = build_task(spec, recipe.task)
@@ -195,10 +206,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, RuntimeError, SpecError) as error:
         raise CheckpointError(f"{path}: spec and weights do not fit: {error}") from error
     task.eval()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(
-        spec, recipe, origin, task, int(raw[KEY]["updates"]), digest, ranges_of(raw, path)
-    )
+    updates, ranges = int(raw[KEY]["updates"]), ranges_of(raw, path)
+    return Checkpoint(spec, recipe, origin, task, updates, sha256, ranges)
 
 
 def _from_1(raw: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@
 
 `record` puts what a command measured into a table of the JSON file; with ``--of misses``,
 ``--of transcripts`` or ``--of slots`` the file is an ``evaluation.json`` of `edge-imputer
-evaluate`. `render` writes the page's tables from it. A table of the page is declared in a comment,
-one column a line, ``header | format`` with the keys of the rows; what stands between it and the
-closing comment is rendered. A part of a format in double square brackets is left out where its
+evaluate`, with ``--of runtimes`` a ``runtimes.json`` of `edge-imputer bench`. `render` writes the
+page's tables from it. A table of the page is declared in a comment, one column a line, ``header |
+format`` with the keys of the rows; what stands between it and the closing comment is rendered. A
+part of a format in double square brackets is left out where its
 value is missing::
 
     <!-- table loss
@@ -193,6 +194,22 @@ def _difference(evaluation: Row, one: Row) -> Row:
     return {}
 
 
+def runtime_rows(figures: Row) -> list[Row]:
+    """A row a preset, each figure by runtime and type; `wrong` are those off the reference."""
+    presets: dict[str, Row] = {}
+    for one in figures["rows"]:
+        empty: Row = {"preset": one["preset"], "us": {}, "ms": {}, "bytes": {}, "wrong": []}
+        row = presets.setdefault(one["preset"], empty)
+        name = f"{one['runtime']} {one['dtype']}"
+        if one["us_per_step"] is not None:
+            row["us"][name] = one["us_per_step"]
+            row["ms"][name] = one["ms_per_s_audio"]
+            row["bytes"][name] = one["bytes"]
+        if one["agrees_with_reference"] is False:
+            row["wrong"].append(name)
+    return list(presets.values())
+
+
 def _data(condition: Row) -> str:
     group = f", {condition['by']} {condition['group']}" if condition["by"] else ""
     return f"{condition['data']} {condition['split']} ({condition['kind']}){group}"
@@ -203,7 +220,13 @@ def _condition(condition: Row) -> str:
     return "clean" if snr is None else f"{snr:g} dB"
 
 
-REPORTS = {"misses": miss_rows, "det": det_rows, "transcripts": transcript_rows, "slots": slot_rows}
+REPORTS = {
+    "misses": miss_rows,
+    "det": det_rows,
+    "transcripts": transcript_rows,
+    "slots": slot_rows,
+    "runtimes": runtime_rows,
+}
 
 
 def dump(tables: dict[str, list[Row]]) -> str:
@@ -234,7 +257,9 @@ def main() -> None:
     add.add_argument(
         "--rows", help="dotted key of the rows in the file; the whole file if not given"
     )
-    add.add_argument("--of", choices=sorted(REPORTS), help="rows of an evaluation.json")
+    add.add_argument(
+        "--of", choices=sorted(REPORTS), help="what the file is, if it is no list of rows"
+    )
     add.add_argument("--key", default="", help="keys, with commas, that tell a row to replace")
     add.add_argument("--set", nargs="*", default=[], help="key=value pairs to add to every row")
     commands.add_parser("render", help="write the page's tables from the figures")
