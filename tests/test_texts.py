@@ -103,6 +103,17 @@ def test_a_text_grammar_in_jsgf_says_the_same() -> None:
     assert set(sentences(4, seed=0, grammar=rules)) == set(found)
 
 
+def test_sentences_with_empty_alternatives_have_single_spaces() -> None:
+    """Else one that is not wanted would come again; nothing is no sentence."""
+    rules = parse_grammar("sentence = turn <please> on | <please>\nplease = please |")
+    assert set(sentences(3, seed=0, grammar=rules)) == {"turn on", "turn please on", "please"}
+    assert sentences(1, seed=0, grammar=rules, without=["please"]) == ["turn on"]
+    for unwanted in (["turn on"], ["turn   on"]):
+        kept = sentences(2, seed=0, grammar=rules, not_in=unwanted)
+        assert set(kept) == {"turn please on", "please"}
+    assert sentences(1, seed=0, grammar=rules, without=["turn on", "please on"]) == ["please"]
+
+
 def test_the_shipped_text_grammar_can_be_searched() -> None:
     graph = word_graph(parse_jsgf(grammar_as_jsgf()))  # within the limit of a search
     assert all(graph.says(text) for text in sentences(200, seed=1))

@@ -89,13 +89,13 @@ def shipped_grammar() -> TextGrammar:
 
 
 def draw_sentence(rng: np.random.Generator, grammar: TextGrammar | None = None) -> str:
-    """One sentence, lower case, without punctuation."""
+    """One sentence, with single spaces; an empty text where empty alternatives were drawn alone."""
     rules = grammar or shipped_grammar()
 
     def expand(text: str) -> str:
         return _SLOT.sub(lambda slot: expand(str(rng.choice(rules[slot[1]]))), text)
 
-    return expand(f"<{START}>")
+    return " ".join(expand(f"<{START}>").split())
 
 
 def sentences(
@@ -122,7 +122,7 @@ def sentences(
     """
     rng = np.random.default_rng([seed, 7])
     banned = [f" {' '.join(phrase.lower().split())} " for phrase in without]
-    known = set(not_in)
+    known = {" ".join(sentence.split()) for sentence in not_in}
     found: dict[str, None] = {}
     for _ in range(20 * n + 100):
         if len(found) == n:
@@ -131,7 +131,7 @@ def sentences(
             sentence = draw_text(rng, grammar)
         else:
             sentence = draw_sentence(rng, grammar)
-        if sentence is None or sentence in known:
+        if not sentence or sentence in known:
             continue
         if not any(phrase in f" {sentence.lower()} " for phrase in banned):
             found[sentence] = None
