@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -31,15 +32,22 @@ def parse_grammar(text: str) -> TextGrammar:
     Raises
     ------
     SynthesisError
-        A line that is no rule, a rule that is named and missing, or one that calls itself.
+        A line that is no rule, a ``<rule>`` that is part of a word, one that is named and missing,
+        or one that calls itself.
     """
     rules: dict[str, list[str]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(unicodedata.normalize("NFC", text).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _RULE.fullmatch(line.strip())
         if match is None:
             raise SynthesisError(f"grammar, line {number}: expected NAME = A | B, got {line!r}")
+        for word in match[2].replace("|", " ").split():
+            if {"<", ">"} & set(word) and not _SLOT.fullmatch(word):
+                raise SynthesisError(
+                    f"grammar, line {number}: expected <rule> with spaces around it, its name of "
+                    f"small letters, got {word!r}; write such words out, in a rule of their own"
+                )
         rules.setdefault(match[1], []).extend(part.strip() for part in match[2].split("|"))
     for name, alternatives in rules.items():
         for slot in _SLOT.findall(" ".join(alternatives)):
@@ -144,8 +152,9 @@ def grammar_words(grammar: Grammar | None = None) -> list[str]:
     """Every word of a grammar, sorted."""
     if isinstance(grammar, JsgfGrammar):
         return sorted(word_graph(grammar).words)
-    text = " ".join(part for rule in (grammar or shipped_grammar()).values() for part in rule)
-    return sorted(set(re.findall(r"[a-z']+", _SLOT.sub(" ", text))))
+    rules = grammar or shipped_grammar()
+    words = {word for parts in rules.values() for part in parts for word in part.split()}
+    return sorted(word for word in words if not _SLOT.fullmatch(word))
 
 
 def grammar_as_jsgf(grammar: Grammar | None = None) -> str:
