@@ -121,6 +121,15 @@ def test_rows_of_texts_and_of_slots(tmp_path: Path) -> None:
     assert row["left_out_of_language"] == ["zzyzx"]
 
 
+def test_clips_that_are_not_scored_are_not_counted(tmp_path: Path) -> None:
+    texts = [{"text": "one"}, {"text": " "}, {"text": None}]
+    slots = [{"slots": {"first": "one"}}, {}]
+    for name, rows, language in (("a", texts, None), ("b", slots, GRAMMAR)):
+        data = open_data_set(corpus(tmp_path / name, rows), "test")
+        assert len(data.rows) == len(rows)
+        assert tool.measure(data, language, None, None)["n_clips"] == 1
+
+
 def test_few_clips_are_spread_over_the_corpus(tmp_path: Path) -> None:
     data = open_data_set(corpus(tmp_path / "a", [{"text": str(n)} for n in range(7)]), "test")
     assert [row.record.text for row in tool.spread(data, 3).rows] == ["0", "2", "4"]

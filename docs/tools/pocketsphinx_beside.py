@@ -140,12 +140,14 @@ def measure(
             report = evaluate_commands(runner, [data], [], [snr], info, grammar, threshold=0.0)
             row = report.rows[0]
             figures = {
+                "n_clips": row.n_clips,
                 **_interval("right", row.right),
                 **_interval("slot_f1", row.slots.f1),
             }
         else:
             errors = evaluate_transcripts(runner, [data], [snr], info).rows[0]
             figures = {
+                "n_clips": errors.n_clips,
                 **_interval("wer", errors.wer),
                 **_interval("cer", errors.cer),
                 "n_words": errors.wer.n,
@@ -153,7 +155,6 @@ def measure(
     texts = " ".join(row.record.text or "" for row in data.rows)
     return {
         "condition": "clean" if snr is None else f"{snr:g} dB",
-        "n_clips": len(data.rows),
         **figures,
         "real_time_factor": recogniser.cpu_s / recogniser.audio_s,
         "left_out_of_language": recogniser.left_out,
