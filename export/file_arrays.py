@@ -260,7 +260,8 @@ class _TfliteFile:
             arrays = dict(self._arrays(name, self.subgraph.tensors[number]))
             if self.bare and kind in WEIGHT_AXIS and name == op.inputs[2]:
                 (of_input,) = self.subgraph.tensors[inputs[0]].quantization.scale
-                arrays[f"{name}/scale"] = of_input * arrays[f"{name}/scale"]
+                if len(shared := arrays[f"{name}/scale"]) > 1:  # a single one is the bias's own
+                    arrays[f"{name}/scale"] = of_input * shared
             yield from arrays.items()
 
     def named(self) -> Found:

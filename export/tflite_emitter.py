@@ -10,7 +10,8 @@ tensor, which are one SPLIT (see `parts`).
 A *bare* file leaves out what the runtimes do not read: names of constants, options at their
 defaults, and the scales of biases, which are those of the weight times the input's. XNNPACK wants
 one a channel there, whatever it is: so a bias shares its weight's, and the metadata
-`BIAS_SCALES_KEY` say so. Files are bare that would otherwise be larger than `SIZE_LIMIT`.
+`BIAS_SCALES_KEY` say so. A single one is as it should be: kernels check it where a fully connected
+layer has one output. Files are bare that would otherwise be larger than `SIZE_LIMIT`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ SCHEMA_VERSION = 3
 PLACEHOLDER = 127  # old readers' code of an operator that has a greater one
 RUNTIME_KEY = "min_runtime_version"  # metadata that TFLite's own tools read
 BIAS_SCALES_KEY = "bias_scales"  # metadata of a bare file
-BIAS_SCALES = "in units of the input's scale"
+BIAS_SCALES = "in units of the input's scale, but for a single one"
 SIZE_LIMIT = 1.15, 30_000  # bytes a weight, and bytes besides, of an int8 file
 
 
@@ -195,8 +196,9 @@ class TfliteWriter:
 
     def _bias_scales(self, op: Op) -> Array | None:
         """What the file has for the scales of an operation's bias."""
-        weight = self.graph.tensors[op.inputs[1]]
-        return weight.weight_scales if self.bare else bias_scales(self.graph, op)
+        of_weight = self.graph.tensors[op.inputs[1]].weight_scales
+        shared = self.bare and of_weight is not None and len(of_weight) > 1
+        return of_weight if shared else bias_scales(self.graph, op)
 
     @property
     def interface(self) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ import soundfile
 
 from edge_imputer.cli.main import main
 from edge_imputer.errors import DataError
-from edge_imputer.train.data import ClipRecord, Manifest, read_clip, write_manifest
+from edge_imputer.train.data import ClipRecord, Manifest, Split, read_clip, write_manifest
 from edge_imputer.train.data.combine import concatenate, join, merge
 from edge_imputer.train.improving.continuing import write_corpus
 from edge_imputer.train.recipe import read_recipe
@@ -151,6 +151,30 @@ def test_joined_utterances_are_clips_of_one_speaker(tmp_path: Path) -> None:
         join(source.folder, [*source], tmp_path / "c", 1, length=(3, 2), sample_rate=RATE, seed=1)
     with pytest.raises(DataError, match="which is the corpus"):
         join(source.folder, [*source], tmp_path / "a", 1, length=(1, 2), sample_rate=RATE, seed=1)
+
+
+def test_joined_utterances_of_two_splits_differ(tmp_path: Path) -> None:
+    """Though their clips say the same words in the same order; test draws by the seed alone."""
+    source = corpus(tmp_path / "a", 12)
+    both = [msgspec.structs.replace(one, split=s) for s in ("train", "test") for one in source]
+
+    def texts(out: str, *splits: Split) -> list[list[str | None]]:
+        joined = join(
+            source.folder,
+            both,
+            tmp_path / out,
+            9,
+            length=(4, 6),
+            splits=splits,
+            sample_rate=RATE,
+            seed=1,
+        )
+        return [[one.text for one in joined if one.split == split] for split in splits]
+
+    train, test = texts("b", "train", "test")
+    assert not set(train) & set(test)
+    assert texts("c", "test", "train") == [test, train]
+    assert texts("d", "test") == [test]
 
 
 def test_joining_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,9 @@ tool = load_tool()
 
 def test_a_lexicon_is_a_loop_with_a_way_out() -> None:
     end, found = tool.transitions(of_words(["one", "two", "zzyzx"]).graph, {"one", "two"})
-    assert (end, found) == (1, [(0, 0, 0.5, "one"), (0, 0, 0.5, "two"), (0, 1, 1.0)])
+    third = pytest.approx(1 / 3)
+    assert end == 1
+    assert found == [(0, 0, third, "one"), (0, 0, third, "two"), (0, 1, third)]
 
 
 def test_a_grammar_keeps_its_weights_and_its_ends() -> None:
@@ -50,6 +52,9 @@ def test_a_grammar_keeps_its_weights_and_its_ends() -> None:
     assert all(step[1] == end for step in found if len(step) == 3)
     assert "zzyzx" not in {step[3] for step in found if len(step) == 4}
     assert end not in {arc.source for arc in graph.arcs} | {arc.target for arc in graph.arcs}
+    assert any(step[0] in graph.finals for step in found if len(step) == 4)  # or it goes on
+    for state in {step[0] for step in found}:
+        assert sum(step[2] for step in found if step[0] == state) == pytest.approx(1)
     with pytest.raises(SpecError, match="got none at all"):
         tool.transitions(graph, ())
 
@@ -114,6 +119,15 @@ def test_rows_of_texts_and_of_slots(tmp_path: Path) -> None:
     row = tool.measure(open_data_set(corpus(tmp_path / "b", slots), "test"), GRAMMAR, None, None)
     assert (row["right"], row["slot_f1"]) == (0.5, pytest.approx(4 / 7))
     assert row["left_out_of_language"] == ["zzyzx"]
+
+
+def test_clips_that_are_not_scored_are_not_counted(tmp_path: Path) -> None:
+    texts = [{"text": "one"}, {"text": " "}, {"text": None}]
+    slots = [{"slots": {"first": "one"}}, {}]
+    for name, rows, language in (("a", texts, None), ("b", slots, GRAMMAR)):
+        data = open_data_set(corpus(tmp_path / name, rows), "test")
+        assert len(data.rows) == len(rows)
+        assert tool.measure(data, language, None, None)["n_clips"] == 1
 
 
 def test_few_clips_are_spread_over_the_corpus(tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def test_the_intent_counts_where_it_is_known() -> None:
     heard = Command("brew", {"state": "on"})
     assert not Understood(Command("light", {"state": "on"}), heard).right
     assert Understood(Command(None, {"state": "on"}), heard).right
+    assert Understood(Command("Brew", {"state": "on"}), heard).right
+    assert not Understood(Command("brew", {}), Command(None, {})).right
 
 
 def test_values_are_compared_without_case_and_spacing() -> None:
@@ -188,6 +190,21 @@ def test_a_grammar_says_which_values_it_knows() -> None:
     assert language.graph.rules == ("light", "brew", "state", "drink", "room")
     assert language.graph.says("turn off the light")
     assert not language.graph.says("turn off the")
+
+
+def test_a_grammar_says_values_in_any_case() -> None:
+    """As they are compared: a value that is right is one that can be said."""
+    language = of_grammar("#JSGF V1.0; grammar g; public <go> = zur <to>; <to> = Straße | \u01f0a;")
+    grammar = SlotGrammar(language, [data_set(row(0, slots={"to": "STRASSE"}))])
+    for value in ("Straße", "strasse", "STRASSE", "\u01f0a", "J\u030cA"):
+        assert grammar.says("to", value)
+        said = command_of(row(0, intent="Go", slots={"to": value}))
+        assert said is not None
+        assert grammar.says("to", said.slots["to"])
+        word = "\u01f0a" if value.endswith(("a", "A")) else "Straße"
+        entry = Entry(key="", text=f"zur {word}", rules=(("go", f"zur {word}"), ("to", word)))
+        assert Understood(said, heard_command(entry, grammar.slots)).right
+    assert not grammar.says("to", "Strase")
 
 
 @pytest.mark.parametrize(

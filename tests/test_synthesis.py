@@ -260,6 +260,9 @@ def test_sentences_differ_repeat_and_keep_keywords_out() -> None:
         ("sentence = a <b>", "names the rule 'b', which is missing"),
         ("sentence = a <b>\nb = c | <sentence>", "calls itself"),
         ("other = a", "expected a rule 'sentence'"),
+        ("sentence = a <b>s\nb = c", "line 1: expected <rule> with spaces around it.*'<b>s'"),
+        ("b = c\nsentence = a | <b><b>", "line 2: expected <rule> with spaces.*'<b><b>'"),
+        ("sentence = <B>", "name of small letters, got '<B>'; write such words out"),
     ],
 )
 def test_bad_grammars_are_refused(text: str, said: str) -> None:

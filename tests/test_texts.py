@@ -103,6 +103,36 @@ def test_a_text_grammar_in_jsgf_says_the_same() -> None:
     assert set(sentences(4, seed=0, grammar=rules)) == set(found)
 
 
+def test_sentences_with_empty_alternatives_have_single_spaces() -> None:
+    """Else one that is not wanted would come again; nothing is no sentence."""
+    rules = parse_grammar("sentence = turn <please> on | <please>\nplease = please |")
+    assert set(sentences(3, seed=0, grammar=rules)) == {"turn on", "turn please on", "please"}
+    assert sentences(1, seed=0, grammar=rules, without=["please"]) == ["turn on"]
+    for unwanted in (["turn on"], ["turn   on"]):
+        kept = sentences(2, seed=0, grammar=rules, not_in=unwanted)
+        assert set(kept) == {"turn please on", "please"}
+    assert sentences(1, seed=0, grammar=rules, without=["turn on", "please on"]) == ["please"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sentence = turn <pol> on\npol = please |", {"turn please on", "turn on"}),
+        ("sentence = a | | <b> | <b>\nb = | c | c", {"a", "c"}),  # nothing is no sentence
+        ("sentence = mach es grün | 7up 7up | cafe\u0301", {"mach es grün", "7up 7up", "café"}),
+        ('sentence = Stop! | <b>\nb = a "b\\c" | and/or;', {"Stop!", 'a "b\\c"', "and/or;"}),
+    ],
+)
+def test_whatever_a_text_grammar_draws_is_in_its_other_forms(text: str, expected: set[str]) -> None:
+    rules = parse_grammar(text)
+    found = sentences(len(expected), seed=0, grammar=rules)
+    assert set(found) == expected
+    grammar, rng = parse_jsgf(grammar_as_jsgf(rules)), np.random.default_rng(0)
+    assert {draw_text(rng, grammar) for _ in range(100)} - {None} == expected
+    assert grammar_words(rules) == sorted({word for one in expected for word in one.split()})
+    assert sorted(word_graph(grammar).words) == grammar_words(rules)
+
+
 def test_the_shipped_text_grammar_can_be_searched() -> None:
     graph = word_graph(parse_jsgf(grammar_as_jsgf()))  # within the limit of a search
     assert all(graph.says(text) for text in sentences(200, seed=1))

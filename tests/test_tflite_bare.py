@@ -10,9 +10,12 @@ from ai_edge_litert import schema_py_generated as schema
 
 from edge_imputer.errors import ExportError
 from edge_imputer.export import tflite_emitter
+from edge_imputer.export.builder import GraphBuilder
+from edge_imputer.export.calibration import Calibration
 from edge_imputer.export.file_arrays import expected_arrays, same_arrays, tflite_arrays
 from edge_imputer.export.graph import Array, Graph
 from edge_imputer.export.onnx_emitter import write_onnx
+from edge_imputer.export.quantize import quantise
 from edge_imputer.export.reference import Interpreter
 from edge_imputer.export.runtimes import load_runtime
 from edge_imputer.export.tflite_emitter import (
@@ -29,12 +32,25 @@ from .test_emitters import changed
 from .test_lowering import SMALL
 from .test_lowering import quantised as small_encoder
 
-NAMES = ["everything", "digits", "head", *SMALL]
+NAMES = ["everything", "one output", "digits", "head", *SMALL]
+
+
+def one_output() -> Graph:
+    """A fully connected layer with one scale: kernels of the reference have other code for it."""
+    rng, g = np.random.default_rng(0), GraphBuilder("score")
+    weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 16), 1))
+    g.graph.outputs = [g.fully_connected("y", g.input("x", (3, 16)), weight, bias)]
+    calibration = Calibration(g.graph)
+    for inputs in feeds(g.graph, rng):
+        calibration.run(inputs)
+    return quantise(g.graph, calibration.ranges)
 
 
 def graph_of(name: str) -> Graph:
     if name == "everything":
         return block_of_everything(np.random.default_rng(3))
+    if name == "one output":
+        return one_output()
     model = small_model()
     known = {"digits": model.encoder, "head": model.imputer}
     return known[name] if name in known else small_encoder(name)[1]

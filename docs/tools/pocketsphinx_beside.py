@@ -49,8 +49,8 @@ OWN = "own language model"
 def transitions(graph: WordGraph, known: Collection[str]) -> tuple[int, list[tuple[Any, ...]]]:
     """A graph as PocketSphinx takes it: the last state, and (from, to, probability[, word]).
 
-    What leaves a state adds up to 1, as in its own grammars. Words that are not `known` are left
-    out.
+    What leaves a state, ends too, adds up to 1, as in its own grammars. Words that are not `known`
+    are left out.
 
     Raises
     ------
@@ -60,14 +60,15 @@ def transitions(graph: WordGraph, known: Collection[str]) -> tuple[int, list[tup
     arcs = [arc for arc in graph.arcs if arc.word in known]
     if not arcs:
         raise SpecError("expected words of PocketSphinx's dictionary, got none at all")
-    total: dict[int, float] = {}
+    total = {state: exp(weight) for state, (weight, _) in graph.finals.items()}
     for arc in arcs:
         total[arc.source] = total.get(arc.source, 0.0) + exp(arc.weight)
     end = 1 + max(max(arc.source, arc.target) for arc in graph.arcs)
     found: list[tuple[Any, ...]] = [
         (arc.source, arc.target, exp(arc.weight) / total[arc.source], arc.word) for arc in arcs
     ]
-    return end, found + [(state, end, exp(weight)) for state, (weight, _) in graph.finals.items()]
+    ends = [(state, end, exp(weight) / total[state]) for state, (weight, _) in graph.finals.items()]
+    return end, found + ends
 
 
 def said(hypothesis: str) -> str:
@@ -139,12 +140,14 @@ def measure(
             report = evaluate_commands(runner, [data], [], [snr], info, grammar, threshold=0.0)
             row = report.rows[0]
             figures = {
+                "n_clips": row.n_clips,
                 **_interval("right", row.right),
                 **_interval("slot_f1", row.slots.f1),
             }
         else:
             errors = evaluate_transcripts(runner, [data], [snr], info).rows[0]
             figures = {
+                "n_clips": errors.n_clips,
                 **_interval("wer", errors.wer),
                 **_interval("cer", errors.cer),
                 "n_words": errors.wer.n,
@@ -152,7 +155,6 @@ def measure(
     texts = " ".join(row.record.text or "" for row in data.rows)
     return {
         "condition": "clean" if snr is None else f"{snr:g} dB",
-        "n_clips": len(data.rows),
         **figures,
         "real_time_factor": recogniser.cpu_s / recogniser.audio_s,
         "left_out_of_language": recogniser.left_out,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,12 @@ def join_clips(
 
 
 def joined_sequences(
-    clips: list[Clip], n_sequences: int, *, sample_rate: int, seed: int, length: tuple[int, int]
+    clips: list[Clip],
+    n_sequences: int,
+    *,
+    sample_rate: int,
+    seed: int | Sequence[int],
+    length: tuple[int, int],
 ) -> list[Clip]:
     """Sequences of clips of one speaker each, `length[0]` to `length[1]` clips long.
 

@@ -29,7 +29,14 @@ from .results import (
 )
 from .rows import DataSet, Row
 from .run import Heard, Runner, by_key, by_kind
-from .slots import Understood, choose_refusal, command_of, heard_command, score_slots
+from .slots import (
+    Understood,
+    choose_refusal,
+    command_of,
+    heard_command,
+    normalised,
+    score_slots,
+)
 
 N_EXAMPLES = 12
 N_FREQUENT = 15
@@ -80,12 +87,16 @@ class SlotGrammar:
             )
         self.missing = tuple(slot for slot in self.slots if slot not in rules)
         self._values: dict[str, WordGraph] = {
-            rule: word_graph(replace(language.grammar, public=(rule,))) for rule in rules
+            rule: _folded(word_graph(replace(language.grammar, public=(rule,)))) for rule in rules
         }
 
     def says(self, slot: str, value: str) -> bool:
-        """Whether the slot's rule can say a value, as it is normalised."""
-        return slot in self._values and self._values[slot].says(value)
+        """Whether the slot's rule can say a value, both as `normalised`."""
+        return slot in self._values and self._values[slot].says(normalised(value))
+
+
+def _folded(graph: WordGraph) -> WordGraph:
+    return replace(graph, arcs=tuple(replace(a, word=normalised(a.word)) for a in graph.arcs))
 
 
 def share_or_none(share: Interval | None) -> str:

@@ -50,8 +50,9 @@ class Understood:
 
     @property
     def intent_right(self) -> bool:
-        """Whether the intent is the one said, or none was told."""
-        return self.said.intent in (None, self.heard.intent)
+        """Whether the intent is the one said, in whatever case, or none was told."""
+        said, heard = self.said.intent, self.heard.intent
+        return said is None or (heard is not None and normalised(said) == normalised(heard))
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
@@ -75,7 +76,7 @@ class Understood:
 
 def normalised(value: str) -> str:
     """A value as values are compared: without case, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", value).casefold().split())
+    return " ".join(unicodedata.normalize("NFC", value.casefold()).split())
 
 
 def command_of(row: Row) -> Command | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -31,15 +32,22 @@ def parse_grammar(text: str) -> TextGrammar:
     Raises
     ------
     SynthesisError
-        A line that is no rule, a rule that is named and missing, or one that calls itself.
+        A line that is no rule, a ``<rule>`` that is part of a word, one that is named and missing,
+        or one that calls itself.
     """
     rules: dict[str, list[str]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(unicodedata.normalize("NFC", text).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _RULE.fullmatch(line.strip())
         if match is None:
             raise SynthesisError(f"grammar, line {number}: expected NAME = A | B, got {line!r}")
+        for word in match[2].replace("|", " ").split():
+            if {"<", ">"} & set(word) and not _SLOT.fullmatch(word):
+                raise SynthesisError(
+                    f"grammar, line {number}: expected <rule> with spaces around it, its name of "
+                    f"small letters, got {word!r}; write such words out, in a rule of their own"
+                )
         rules.setdefault(match[1], []).extend(part.strip() for part in match[2].split("|"))
     for name, alternatives in rules.items():
         for slot in _SLOT.findall(" ".join(alternatives)):
@@ -89,13 +97,13 @@ def shipped_grammar() -> TextGrammar:
 
 
 def draw_sentence(rng: np.random.Generator, grammar: TextGrammar | None = None) -> str:
-    """One sentence, lower case, without punctuation."""
+    """One sentence, with single spaces; an empty text where empty alternatives were drawn alone."""
     rules = grammar or shipped_grammar()
 
     def expand(text: str) -> str:
         return _SLOT.sub(lambda slot: expand(str(rng.choice(rules[slot[1]]))), text)
 
-    return expand(f"<{START}>")
+    return " ".join(expand(f"<{START}>").split())
 
 
 def sentences(
@@ -122,7 +130,7 @@ def sentences(
     """
     rng = np.random.default_rng([seed, 7])
     banned = [f" {' '.join(phrase.lower().split())} " for phrase in without]
-    known = set(not_in)
+    known = {" ".join(sentence.split()) for sentence in not_in}
     found: dict[str, None] = {}
     for _ in range(20 * n + 100):
         if len(found) == n:
@@ -131,7 +139,7 @@ def sentences(
             sentence = draw_text(rng, grammar)
         else:
             sentence = draw_sentence(rng, grammar)
-        if sentence is None or sentence in known:
+        if not sentence or sentence in known:
             continue
         if not any(phrase in f" {sentence.lower()} " for phrase in banned):
             found[sentence] = None
@@ -144,8 +152,9 @@ def grammar_words(grammar: Grammar | None = None) -> list[str]:
     """Every word of a grammar, sorted."""
     if isinstance(grammar, JsgfGrammar):
         return sorted(word_graph(grammar).words)
-    text = " ".join(part for rule in (grammar or shipped_grammar()).values() for part in rule)
-    return sorted(set(re.findall(r"[a-z']+", _SLOT.sub(" ", text))))
+    rules = grammar or shipped_grammar()
+    words = {word for parts in rules.values() for part in parts for word in part.split()}
+    return sorted(word for word in words if not _SLOT.fullmatch(word))
 
 
 def grammar_as_jsgf(grammar: Grammar | None = None) -> str:

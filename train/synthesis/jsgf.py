@@ -73,7 +73,7 @@ def as_jsgf(rules: Mapping[str, list[str]], start: str, *, name: str = "texts") 
 
     Parameters
     ----------
-    rules : alternatives by rule, ``<rule>`` standing for one of another's
+    rules : alternatives by rule, empty or not, ``<rule>`` standing for one of another's
     start : the rule to begin with, the public one
     name : of the grammar
     """
@@ -90,7 +90,8 @@ def as_jsgf(rules: Mapping[str, list[str]], start: str, *, name: str = "texts") 
 
 def _quoted(text: str) -> str:
     """An alternative; words with signs that mean something in JSGF are quoted."""
-    return " ".join(
+    words = (
         word if _PLAIN.fullmatch(word) else '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
         for word in text.split()
     )
+    return " ".join(words) or "<NULL>"
