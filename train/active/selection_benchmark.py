@@ -9,8 +9,6 @@ scores are made up: all is done but decoding and the network, which keep nothing
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +19,12 @@ import numpy as np
 import soundfile
 import torch
 
-from edge_imputer.errors import DataError
 from edge_imputer.tokens import token_spec_of
 
 from ..benchmark import cpu_threads
 from ..checkpoint import Origin, pack
 from ..data import ClipRecord, Manifest, load_clips, read_manifest, write_manifest
+from ..data import benchmark as data_benchmark
 from ..data.benchmark import peak_bytes
 from ..data.sequences import joined_sequences
 from ..recipe import read_recipe
@@ -194,11 +192,7 @@ def growth_mb(n_rows: int) -> float:
 
 def growth_apart(n_rows: int) -> float:
     """`growth_mb` in a process of its own, which nothing else has filled before."""
-    code = f"from {__name__} import growth_mb; print(growth_mb({n_rows}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DataError(f"could not measure memory: {done.stderr.strip()[-500:]}")
-    return float(done.stdout)
+    return data_benchmark.growth_apart(n_rows, __name__)
 
 
 def _select(folder: Path, model: Path, n_rows: int) -> None:
