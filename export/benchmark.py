@@ -132,7 +132,7 @@ def build(name: str) -> list[Part]:
     noise = rng.standard_normal(2 * features.sample_rate, np.float32) * np.float32(0.1)
     ints = calibrate_and_quantise(*graphs, spec, [noise])
     steps = TorchStep.of_encoder(encoder), TorchStep.of_head(imputer, encoder.d_model)
-    passes = len(head.schedule) * rate / spec.chunk_features
+    passes = head.n_passes * rate / spec.chunk_features
     return [
         Part(graphs[0], ints[0], rate / spec.step_features, steps[0]),
         Part(graphs[1], ints[1], passes, steps[1]),
