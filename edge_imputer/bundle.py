@@ -59,7 +59,7 @@ __all__ = [
     "write_manifest",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 
 
@@ -109,7 +109,7 @@ class FileRecord(Record, frozen=True, kw_only=True):
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """``manifest.json``, schema version 4."""
+    """``manifest.json``, schema version 5."""
 
     schema_version: int
     minimum_runtime_version: str
@@ -161,11 +161,23 @@ def _from_3(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "schema_version": 4, "spec": {"kind": "speech", **raw["spec"]}}
 
 
+def _from_4(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 5 says how many passes of a head are revisions.
+
+    Before, there were none. A keyword model has no head.
+    """
+    spec = raw["spec"]
+    if spec["kind"] == "speech":
+        spec = {**spec, "head": {**spec["head"], "revisions": 0}}
+    return {**raw, "schema_version": 5, "spec": spec}
+
+
 # By version, to the next one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _from_1,
     2: _from_2,
     3: _from_3,
+    4: _from_4,
 }
 
 

@@ -1,12 +1,14 @@
 """Constant-step decoding, chunk by chunk (Chan et al. 2020, arXiv:2002.08926, section 3.4).
 
-A chunk of encoder frames starts fully masked. Each of the K passes runs the head once and, in
-every block, commits the frames it is surest of (or another order of the specification); what is
-committed never changes. K is given, so the work a chunk costs does not depend on what is said.
+A chunk of encoder frames starts fully masked. Each pass runs the head once and, in every block,
+commits the frames it is surest of (or another order of the specification); what is committed does
+not change until all is. Then passes of revision, if there are any, see the whole alignment and find
+every frame anew (Chi et al. 2021, arXiv:2010.14233). K, the number of both, is given, so the work a
+chunk costs does not depend on what is said.
 
 The head sees the chunk and `left_context` earlier frames, whose alignment it sees *as it stood
 before the same pass* in their own chunk. So decoding chunk by chunk equals decoding the whole
-utterance in K passes at once, bit for bit, and K = 1 is CTC greedy decoding.
+utterance in K passes at once, bit for bit, revisions and all, and K = 1 is CTC greedy decoding.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BackendError, SpecError
-from .specs import ImputerSpec, TokenSpec, check_schedule
+from .specs import ImputerSpec, TokenSpec, check_revisions, check_schedule
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -62,6 +64,21 @@ def resolve_schedule(
     return chosen
 
 
+def resolve_revisions(head: ImputerSpec, revisions: int | None) -> int:
+    """The passes of revision asked for, or (None) the model's own.
+
+    Of a head that reads no alignment they change nothing.
+
+    Raises
+    ------
+    SpecError
+        There are fewer than none.
+    """
+    chosen = head.revisions if revisions is None else revisions
+    check_revisions(chosen)
+    return chosen
+
+
 def log_softmax(logits: Float32) -> Float32:
     """Log-probabilities over the last axis.
 
@@ -87,7 +104,7 @@ class ImputedChunk:
     log_probs : float32, (C, V)
         Each frame's row is that of the pass in which the frame was committed.
     committed_at : int32, (C,)
-        The pass, from 0, in which each frame was committed.
+        The pass, from 0, in which each frame was committed; a revision commits all of them.
     trace : int32, (K, C), or None
         The partial alignment after each pass, if asked for.
     """
@@ -111,6 +128,8 @@ class StreamingImputer:
     context : (L, d)
         Encoder frames before the first chunk, a backend's `initial_context`.
     schedule : frames committed a block in each pass
+    revisions : int
+        Passes after these that find every frame anew.
     keep_trace : bool
         Keep every pass's partial alignment in the chunks given out.
     """
@@ -123,10 +142,12 @@ class StreamingImputer:
         *,
         context: Array,
         schedule: Sequence[int],
+        revisions: int = 0,
         keep_trace: bool = False,
     ) -> None:
-        self.schedule = tuple(schedule)
+        self.schedule, self.revisions = tuple(schedule), revisions
         check_schedule(self.schedule, head.block_size)
+        check_revisions(revisions)
         if context.ndim != 2 or len(context) != head.left_context:
             raise BackendError(
                 f"expected an initial context of {head.left_context} encoder frames, (L, d), got "
@@ -142,7 +163,8 @@ class StreamingImputer:
         self._context = context.copy()
         self._frames = np.empty((head.window, context.shape[1]), context.dtype)  # (W, d)
         # Row k is what pass k sees: the left context as it stood before pass k, then the chunk.
-        self._windows = np.empty((len(self.schedule), head.window), np.int32)  # (K, W)
+        n_passes = len(self.schedule) + revisions
+        self._windows = np.empty((n_passes, head.window), np.int32)  # (K, W)
         self._all_frames = np.arange(head.chunk_size)
         self.reset()
 
@@ -174,10 +196,13 @@ class StreamingImputer:
         for step, window in enumerate(self._windows):
             window[left:] = alignment
             logits = self._head_step(self._frames, window)
-            n_commit = min(self.schedule[step], n_open)
-            if n_commit:
+            is_revision = step >= len(self.schedule)
+            n_commit = 0 if is_revision else min(self.schedule[step], n_open)
+            if n_commit or is_revision:
                 tokens, rows = self._best(logits)
-                chosen = self._next(alignment, tokens, rows, n_commit)
+                chosen = self._all_frames
+                if not is_revision:
+                    chosen = self._next(alignment, tokens, rows, n_commit)
                 alignment[chosen] = tokens[chosen]
                 log_probs[chosen] = rows[chosen]
                 committed_at[chosen] = step

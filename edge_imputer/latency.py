@@ -60,7 +60,7 @@ def measure(
     Parameters
     ----------
     backends : name -> loaded backend
-    n_steps : passes of the head a chunk, for `Latency.step_us`
+    n_steps : passes of the head a chunk, revisions included, for `Latency.step_us`
     rounds : how often the backends take turns
     calls : calls timed together in a turn
     """

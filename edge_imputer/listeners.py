@@ -58,7 +58,9 @@ class TextListener:
     def whole(self, waveform: Float32) -> list[Keyword]:
         """Listen to a whole recording, and leave the stream as it is."""
         old = self._decoder
-        decoder = StreamingDecoder(old, backend=old.backend, schedule=old.schedule)
+        decoder = StreamingDecoder(
+            old, backend=old.backend, schedule=old.schedule, revisions=old.revisions
+        )
         another = TextListener(decoder, self._new_detector)
         hits = another._heard(decoder.decode(waveform))
         return self._events([*hits, *another._detector.finish()])

@@ -21,7 +21,7 @@ from .backends import Backend, KeywordBackend, load_backend, load_keyword_backen
 from .bundle import Bundle
 from .errors import AudioFormatError, BackendError, SampleRateError
 from .frontend import StreamingLogMel
-from .imputation import ImputedChunk, StreamingImputer, resolve_schedule
+from .imputation import ImputedChunk, StreamingImputer, resolve_revisions, resolve_schedule
 from .specs import AnyModelSpec, speech_spec
 
 Array = npt.NDArray[Any]
@@ -148,6 +148,8 @@ class StreamingDecoder:
         A loaded backend may be shared: the state is held here.
     n_steps, schedule
         Passes of the head a chunk, or frames committed in each; the model's own if both are None.
+    revisions : int, optional
+        Passes after these that look at every frame again; the model's own if None.
     keep_trace : bool
         Keep every pass's partial alignment in the chunks.
     """
@@ -159,6 +161,7 @@ class StreamingDecoder:
         backend: str | Backend = "onnx",
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
+        revisions: int | None = None,
         keep_trace: bool = False,
     ) -> None:
         described = describe_model(model)
@@ -166,6 +169,7 @@ class StreamingDecoder:
         spec.check_streaming()
         self.backend = speech_backend(described, backend)
         self.schedule = resolve_schedule(spec.head, n_steps, schedule)
+        self.revisions = resolve_revisions(spec.head, revisions)
         self._log_mel = StreamingLogMel(spec.features)
         context = self.backend.initial_context()
         self._imputer = StreamingImputer(
@@ -174,6 +178,7 @@ class StreamingDecoder:
             spec.tokens,
             context=context,
             schedule=self.schedule,
+            revisions=self.revisions,
             keep_trace=keep_trace,
         )
         self._features = np.empty((spec.step_features, spec.features.n_mels), np.float32)

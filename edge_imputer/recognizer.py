@@ -131,6 +131,8 @@ class Recognizer:
         Passes of the head a chunk: fewer are faster, more are surer.
     schedule : sequence of int, optional
         Frames committed a block in each pass. The model's own if neither is given.
+    revisions : int, optional
+        Passes after these that look at every frame again; the model's own if not given.
     language : Language, optional
         What may be said: a lexicon, a grammar, a token n-gram, see `edge_imputer.decoding`. Without
         it the text is what was committed frame by frame.
@@ -143,9 +145,12 @@ class Recognizer:
         backend: str | Backend = "onnx",
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
+        revisions: int | None = None,
         language: Language | None = None,
     ) -> None:
-        self._decoder = StreamingDecoder(model, backend=backend, n_steps=n_steps, schedule=schedule)
+        self._decoder = StreamingDecoder(
+            model, backend=backend, n_steps=n_steps, schedule=schedule, revisions=revisions
+        )
         self._language = language
         self._text = self._new_text()
         self._said = ""
@@ -220,8 +225,9 @@ class Recognizer:
         waveform = load_waveform(
             audio, sample_rate=sample_rate, expected_rate=rate, resample_to_expected=resample
         )
+        own = self._decoder
         decoder = StreamingDecoder(
-            self, backend=self._decoder.backend, schedule=self._decoder.schedule
+            self, backend=own.backend, schedule=own.schedule, revisions=own.revisions
         )
         text = self._new_text()
         for chunk in decoder.decode(waveform):

@@ -57,6 +57,9 @@ class KeywordSpotter:
     n_steps, schedule
         Passes of the head a chunk, or frames committed in each; the model's own if both are None.
         Not for keyword models.
+    revisions : int, optional
+        Passes after these that look at every frame again; the model's own if not given. Not for
+        keyword models.
     refractory_s : float, optional
         Least time between the ends of two events of one keyword. If not given, that of the
         operating point where it has all the thresholds in use, else `REFRACTORY_S`.
@@ -87,6 +90,7 @@ class KeywordSpotter:
         backend: str | Backend | KeywordBackend = "onnx",
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
+        revisions: int | None = None,
         refractory_s: float | None = None,
         word_boundaries: bool | None = None,
     ) -> None:
@@ -104,7 +108,7 @@ class KeywordSpotter:
         if isinstance(self.spec, ModelSpec):
             loaded = speech_backend(described, backend)
             decoder = StreamingDecoder(
-                described, backend=loaded, n_steps=n_steps, schedule=schedule
+                described, backend=loaded, n_steps=n_steps, schedule=schedule, revisions=revisions
             )
             detector = partial(
                 keyword_detector,
@@ -115,7 +119,8 @@ class KeywordSpotter:
             )
             self._listener = TextListener(decoder, detector)
         else:
-            _refuse(n_steps=n_steps, schedule=schedule, word_boundaries=word_boundaries)
+            passes = {"n_steps": n_steps, "schedule": schedule, "revisions": revisions}
+            _refuse(**passes, word_boundaries=word_boundaries)
             classifier = keyword_backend(described, backend)
             self._listener = ClassListener(
                 KeywordStream(self.spec, classifier), self._thresholds, refractory_s

@@ -140,7 +140,7 @@ def build(name: str) -> list[Part]:
         TorchStep.of_stream(encoder, encoder.step_features, encoder.n_mels),
         TorchStep.of_head(imputer, encoder.d_model),
     )
-    passes = len(head.schedule) * rate / spec.chunk_features
+    passes = head.n_passes * rate / spec.chunk_features
     return [
         Part(graphs[0], ints[0], rate / spec.step_features, steps[0]),
         Part(graphs[1], ints[1], passes, steps[1]),

@@ -53,12 +53,13 @@ def _summary(spec: AnyModelSpec) -> str:
     head, features = spec.head, spec.features
     alphabet = " ".join(f"`{c}`" for c in spec.tokens.characters)
     chunk_ms = 1000 * spec.chunk_samples / features.sample_rate
+    revised = f", of which {head.revisions} of revision" if head.revisions else ""
     return (
         f"Speech to characters, mono audio of {features.sample_rate} Hz. "
         f"{features.n_mels} log-mel bands every "
         f"{1000 * features.hop_length / features.sample_rate:g} ms, a streaming encoder with a "
         f"frame every {1000 * spec.frame_s:g} ms, and an Imputer head that decodes chunks of "
-        f"{chunk_ms:g} ms in {len(head.schedule)} passes.\n\n"
+        f"{chunk_ms:g} ms in {head.n_passes} passes{revised}.\n\n"
         f"Characters: {alphabet}"
     )
 

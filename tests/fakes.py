@@ -165,7 +165,7 @@ def write_bundle(folder: Path, **changes: Any) -> Manifest:
     )
     ids = TensorRecord(name="ids", shape=(4,), dtype="int32", quant=None)
     manifest = Manifest(
-        schema_version=4,
+        schema_version=5,
         minimum_runtime_version="0.1.0",
         name="fake",
         spec=small_spec(),

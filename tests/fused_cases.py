@@ -76,11 +76,14 @@ def decode_pipeline(
     spec: ModelSpec,
     waveform: Array,
     schedule: tuple[int, ...],
+    revisions: int | None = None,
 ) -> tuple[Array, Array]:
     """The same by the Python pipeline, over the encoder and the head in one of `RUNTIMES`."""
     records = graph_record(graphs[0]), graph_record(graphs[1])
     backend = Stepper("separate", spec, records, models, quantised=True)
-    decoder = StreamingDecoder(Described(spec), backend=backend, schedule=schedule)
+    decoder = StreamingDecoder(
+        Described(spec), backend=backend, schedule=schedule, revisions=revisions
+    )
     chunks = decoder.push(waveform, sample_rate=spec.features.sample_rate) + decoder.flush()
     tokens = np.concatenate([chunk.alignment for chunk in chunks])
     rows = np.concatenate([chunk.log_probs for chunk in chunks])

@@ -110,7 +110,7 @@ def test_link_that_leaves_the_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=5), r"schema_version 5 is newer than 4.*pip install -U"),
+        (lambda m: m.update(schema_version=6), r"schema_version 6 is newer than 5.*pip install -U"),
         (lambda m: m.update(schema_version=0), "schema_version 0 is not known"),
         (lambda m: m.update(schema_version="1"), "expected an integer schema_version, got '1'"),
         (lambda m: m.pop("schema_version"), "got None"),
@@ -123,6 +123,7 @@ def test_link_that_leaves_the_bundle(tmp_path: Path) -> None:
         (lambda m: m["spec"].pop("kind"), "kind"),
         (lambda m: m["spec"].update(kind="vision"), "vision"),
         (lambda m: m["spec"].pop("flush_ms"), r"missing spec\.flush_ms; .*no default"),
+        (lambda m: m["spec"]["head"].pop("revisions"), r"missing spec\.head\.revisions"),
         (lambda m: m["spec"]["features"].pop("log_floor"), r"missing spec\.features\.log_floor"),
         (
             lambda m: m["spec"]["encoder"]["conv"][1].pop("stride_time"),
@@ -180,7 +181,8 @@ def test_an_older_schema_is_migrated_by_its_function(
         manifest["license"] = manifest.pop("licence")
         del manifest["operating_point"]  # which versions 1 and 2 do not have
         del manifest["spec"]["features"]["kind"], manifest["spec"]["kind"]
-        for key in ("mixer", "heads", "context", "order"):  # version 1 has none either
+        # Version 1 has none of these either.
+        for key in ("mixer", "heads", "context", "order", "revisions"):
             del manifest["spec"]["head"][key]
 
     edit(tmp_path, age)
@@ -198,7 +200,7 @@ def test_version_1_had_convolutions_and_committed_by_confidence(tmp_path: Path) 
         manifest["schema_version"] = 1
         del manifest["operating_point"], manifest["spec"]["features"]["kind"]
         del manifest["spec"]["kind"]
-        for key in ("mixer", "heads", "context", "order"):
+        for key in ("mixer", "heads", "context", "order", "revisions"):
             del manifest["spec"]["head"][key]
 
     edit(tmp_path, age)
@@ -212,7 +214,7 @@ def test_version_2_had_no_operating_point_and_log_mel_only(tmp_path: Path) -> No
     def age(manifest: dict[str, Any]) -> None:
         manifest["schema_version"] = 2
         del manifest["operating_point"], manifest["spec"]["features"]["kind"]
-        del manifest["spec"]["kind"]
+        del manifest["spec"]["kind"], manifest["spec"]["head"]["revisions"]
 
     edit(tmp_path, age)
     assert Bundle.load(tmp_path).manifest == written
@@ -224,11 +226,23 @@ def test_version_3_had_no_keyword_models(tmp_path: Path) -> None:
 
     def age(manifest: dict[str, Any]) -> None:
         manifest["schema_version"] = 3
-        del manifest["spec"]["kind"]
+        del manifest["spec"]["kind"], manifest["spec"]["head"]["revisions"]
 
     edit(tmp_path, age)
     assert Bundle.load(tmp_path).manifest == written
     assert written.spec == small_spec()
+
+
+def test_version_4_had_no_revisions(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path)
+
+    def age(manifest: dict[str, Any]) -> None:
+        manifest["schema_version"] = 4
+        del manifest["spec"]["head"]["revisions"]
+
+    edit(tmp_path, age)
+    assert Bundle.load(tmp_path).manifest == written
+    assert written.spec.head.revisions == 0
 
 
 def test_a_broken_manifest_of_version_1_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_schedule_is_parsed(capsys, untrained_bundle, clip):
     assert "leave one out" in refusal(capsys, "transcribe", untrained_bundle, clip, *both)
 
 
+def test_revisions_are_no_fewer_than_none(capsys, untrained_bundle, clip):
+    run(capsys, "transcribe", untrained_bundle, clip, "-k", "1", "--revisions", "2")
+    spot = ("spot", "-w", "seven", "--threshold", "0.5")
+    run(capsys, *spot, untrained_bundle, clip, "--revisions", "0")
+    for command in ("transcribe", "spot"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, str(untrained_bundle), str(clip), "--revisions", "-1"])
+        assert stop.value.code == 2
+        assert "--revisions" in capsys.readouterr().err
+
+
 def test_resampling_must_be_asked_for(capsys, untrained_bundle, tmp_path):
     path = tmp_path / "8k.wav"
     sf.write(path, np.zeros(8_000), 8_000, subtype="PCM_16")
@@ -215,7 +226,7 @@ def test_spot_prints_events(capsys, untrained_bundle, clip):
 
 def test_info_for_people_and_programs(capsys, untrained_bundle):
     manifest = json.loads(run(capsys, "info", untrained_bundle, "--json"))
-    assert manifest["schema_version"] == 4
+    assert manifest["schema_version"] == 5
     text = run(capsys, "info", untrained_bundle)
     assert "efghinorstuvwxz" in text
     for graph in Bundle.load(untrained_bundle).manifest.graphs:

@@ -106,14 +106,13 @@ def test_passes_by_number_or_by_schedule(
     capsys: pytest.CaptureFixture[str], untrained_bundle: Path, words: Path, tmp_path: Path
 ) -> None:
     data = (untrained_bundle, "--data", words, "--out", tmp_path / "out", "--json")
-    one, all_at_once, two = (
-        json.loads(run(capsys, *data, *passes))
-        for passes in (("-k", "1"), ("--schedule", "8"), ("--schedule", "7,1"))
-    )
-    assert one["rows"] == all_at_once["rows"]
-    assert [r["run"]["settings"]["passes"] for r in (one, all_at_once, two)] == ["1", "8", "7,1"]
-    # Three settings, eight clips: nothing was taken from another's entries.
-    assert len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) == 24
+    asked = (("-k", "1"), ("--schedule", "8"), ("--schedule", "7,1"), ("--revisions", "1"))
+    reports = [json.loads(run(capsys, *data, *passes)) for passes in asked]
+    assert reports[0]["rows"] == reports[1]["rows"]
+    own = "the bundle's own schedule + 1 of revision"
+    assert [r["run"]["settings"]["passes"] for r in reports] == ["1", "8", "7,1", own]
+    # Four settings, eight clips: nothing was taken from another's entries.
+    assert len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) == 32
 
 
 def test_keywords_end_in_a_bundle_that_knows_its_threshold(

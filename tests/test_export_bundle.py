@@ -258,10 +258,18 @@ def test_card_says_what_the_manifest_says(bundle: Bundle) -> None:
             assert line.endswith("|")
 
 
+def test_card_counts_revisions_among_the_passes(bundle: Bundle) -> None:
+    spec = bundle.spec
+    head = msgspec.structs.replace(spec.head, schedule=(4,), revisions=1)
+    changed = msgspec.structs.replace(spec, head=head)
+    card = model_card(msgspec.structs.replace(bundle.manifest, spec=changed))
+    assert "chunks of 160 ms in 2 passes, of which 1 of revision." in card
+
+
 def test_card_escapes_what_would_break_its_tables() -> None:
     spec, _, _, encoder, imputer = small_model()
     manifest = Manifest(
-        schema_version=4,
+        schema_version=5,
         minimum_runtime_version="0.1.0",
         name="x",
         spec=spec,

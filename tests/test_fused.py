@@ -131,7 +131,9 @@ def head_graph(
     return g.graph
 
 
-def loop_graph(imputer: Graph, fields: dict[str, object], passes: list[int]) -> Graph:
+def loop_graph(
+    imputer: Graph, fields: dict[str, object], passes: list[int], revisions: int
+) -> Graph:
     """The passes alone: frames and what each pass sees left of them in, decisions out."""
     spec = model_spec(**fields)
     g = FusedBuilder("loop")
@@ -139,9 +141,10 @@ def loop_graph(imputer: Graph, fields: dict[str, object], passes: list[int]) -> 
     g.input("frames", shape)
     g._typed("frames", "int8", imputer.tensors[imputer.inputs[0]].quant)
     loop, left, after = Loop(g, imputer, spec, "frames"), spec.head.left_context, []
-    for k, n in enumerate(passes):
+    for k, n in enumerate([*passes, *[None] * revisions]):
         before = g.input(f"before{k}", (left,), "int32") if left else None
-        after.append(loop.run_pass(f"pass{k}", before, n))
+        name = f"pass{k}"
+        after.append(loop.revise(name, before) if n is None else loop.run_pass(name, before, n))
     g.graph.outputs = [g.cast("tokens", loop.tokens, "int32"), loop.log_probs()]
     g.graph.outputs += [name for name in after if name]
     return g.graph
@@ -166,11 +169,15 @@ def loops(draw: st.DrawFn) -> tuple[dict[str, object], tuple[int, ...]]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    case=loops(), seed=st.integers(0, 2**32), scale=st.sampled_from([0.02, 0.11, 0.5]),
-    spread=st.sampled_from([2, 8, 40]),
+    case=loops(), revisions=st.integers(0, 2), seed=st.integers(0, 2**32),
+    scale=st.sampled_from([0.02, 0.11, 0.5]), spread=st.sampled_from([2, 8, 40]),
 )  # fmt: skip
 def test_the_loop_commits_what_the_imputer_commits(
-    case: tuple[dict[str, object], tuple[int, ...]], seed: int, scale: float, spread: int
+    case: tuple[dict[str, object], tuple[int, ...]],
+    revisions: int,
+    seed: int,
+    scale: float,
+    spread: int,
 ) -> None:
     """On logits with many ties: tokens, log-probabilities, and what the next chunk sees."""
     fields, schedule = case
@@ -178,7 +185,7 @@ def test_the_loop_commits_what_the_imputer_commits(
     head, tokens = spec.head, spec.tokens
     imputer = head_graph(head, tokens, float(np.float32(scale)), rng)
     passes = commits(schedule, head.block_size)
-    loop = Interpreter(graph := loop_graph(imputer, fields, passes))
+    loop = Interpreter(graph := loop_graph(imputer, fields, passes, revisions))
     whole = Interpreter(imputer)
     zeros = np.full((head.left_context, tokens.vocabulary_size), 3, np.int8)
 
@@ -186,9 +193,12 @@ def test_the_loop_commits_what_the_imputer_commits(
         logits = whole.run({"encoder_window": frames, "alignment": ids})["logits"]
         return (logits.astype(np.float32) - np.float32(3)) * np.float32(scale)
 
-    expected = StreamingImputer(step, head, tokens, context=zeros, schedule=schedule)
+    expected = StreamingImputer(
+        step, head, tokens, context=zeros, schedule=schedule, revisions=revisions
+    )
     context = zeros
-    before = [np.full(head.left_context, tokens.blank_id, np.int32) for _ in passes]
+    blanks = np.full(head.left_context, tokens.blank_id, np.int32)
+    before = [blanks] * (len(passes) + revisions)
     for _ in range(3):
         chunk = rng.integers(-spread, spread + 1, (head.chunk_size, tokens.vocabulary_size))
         chunk = chunk.astype(np.int8)

@@ -36,11 +36,14 @@ from .model_files import file_texts
 from .training_cases import tiny_recipe, write_corpus
 
 DIGITS = Path(__file__).parents[1] / "train" / "digits" / "audio"
+PASSES = [*((even(k, 8), 0) for k in (1, 2, 4, 8)), ((5, 1, 1, 1), 0), ((8,), 1), ((4, 4), 1)]
 FILES = ("model.onnx", "model.tflite")
 MODELS = {
     "crnn": model_spec(),
     "two blocks": model_spec(chunk_blocks=2, order="non-blank-first"),
     "left to right": model_spec(order="left-to-right"),
+    "revised": model_spec(schedule=(4,), revisions=2),
+    "revised, no left context": model_spec(kernel=1, revisions=1),
     **OTHER_MODELS,
 }
 
@@ -77,13 +80,14 @@ def test_every_kind_of_model_decodes_as_the_pipeline_does(
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "litert", "litert-reference", "micro"])
-@pytest.mark.parametrize("commits", [even(k, 8) for k in (1, 2, 4, 8)] + [(5, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(("commits", "revisions"), PASSES, ids=str)
 def test_speech_in_every_runtime(
     parts: tuple[ModelSpec, tuple[Graph, Graph]],
     tmp_path: Path,
     micro: str,
     runtime: str,
     commits: tuple[int, ...],
+    revisions: int,
 ) -> None:
     """Of the fused file and of the pipeline, both in this runtime: the same tokens.
 
@@ -91,14 +95,14 @@ def test_speech_in_every_runtime(
     logarithm decides: hence not quite all.
     """
     spec, graphs = parts
-    graph = fuse(*graphs, spec, schedule=commits)
+    graph = fuse(*graphs, spec, schedule=commits, revisions=revisions)
     fused = load(graph, runtime, tmp_path, micro)
     separate = load(graphs[0], runtime, tmp_path, micro), load(graphs[1], runtime, tmp_path, micro)
     same: list[bool] = []
     written: set[int] = set()
     for waveform in map(pcm16, speech()):
         tokens, log_probs = decode_fused(graph, fused, spec, waveform)
-        wanted, rows = decode_pipeline(graphs, separate, spec, waveform, commits)
+        wanted, rows = decode_pipeline(graphs, separate, spec, waveform, commits, revisions)
         same += list(tokens == wanted)
         written |= set(wanted)
         np.testing.assert_allclose(log_probs, rows, atol=0.3)
@@ -136,7 +140,13 @@ def test_files_hold_the_model_and_say_how_to_call_it(tmp_path: Path) -> None:
     folders = tmp_path / "one", tmp_path / "two"
     records = [
         write_fused(
-            folder, model.encoder, model.imputer, model.spec, schedule=(3, 1), licence="MIT"
+            folder,
+            model.encoder,
+            model.imputer,
+            model.spec,
+            schedule=(3, 1),
+            revisions=1,
+            licence="MIT",
         )
         for folder in folders
     ]
@@ -147,7 +157,7 @@ def test_files_hold_the_model_and_say_how_to_call_it(tmp_path: Path) -> None:
     record = msgspec.json.decode(text, type=FusedRecord)
     assert record == records[0]
     assert record.pcm == "int16"
-    assert record.schedule == (3, 1)
+    assert (record.schedule, record.revisions) == ((3, 1), 1)
     assert record.tokens == ("", " ", "a", "b", "c", "d")
     assert record.chunk_samples == 4 * 4 * 160
     assert record.lead_samples == 240
@@ -158,7 +168,9 @@ def test_files_hold_the_model_and_say_how_to_call_it(tmp_path: Path) -> None:
             "labels": ["<blank>", " ", "a", "b", "c", "d"],
             "features": msgspec.to_builtins(model.spec.features),
         }
-    graph = fuse(model.encoder, model.imputer, model.spec, schedule=(3, 1))
+    graph = fuse(model.encoder, model.imputer, model.spec, schedule=(3, 1), revisions=1)
+    left = model.spec.head.left_context
+    assert graph.tensors["alignments.kept"].shape == (3 * left,)  # of the revision, too
     assert list(record.zeros) == graph.inputs[1:]
     for name, zero in record.zeros.items():
         quant = graph.tensors[name].quant
@@ -168,7 +180,7 @@ def test_files_hold_the_model_and_say_how_to_call_it(tmp_path: Path) -> None:
 def test_a_bundle_is_fused_from_its_own_integers(untrained_bundle: Path, tmp_path: Path) -> None:
     record = fuse_bundle(untrained_bundle, tmp_path / "fused", pcm="float32")
     bundle = Bundle.load(untrained_bundle)
-    assert record.schedule == bundle.spec.head.schedule
+    assert (record.schedule, record.revisions) == (bundle.spec.head.schedule, 0)
     assert record.pcm == "float32"
     assert (tmp_path / "fused" / "model.tflite").stat().st_size < 400_000
     for name in FILES:
@@ -218,6 +230,8 @@ def test_what_does_not_fit_is_refused() -> None:
         fuse(encoder, imputer, model_spec(n_mels=20))
     with pytest.raises(SpecError, match="sum to at least block_size 4"):
         fuse(encoder, imputer, spec, schedule=(1, 2))
+    with pytest.raises(SpecError, match=r"revisions >= 0, .* got -1"):
+        fuse(encoder, imputer, spec, revisions=-1)
     quant = imputer.tensors["logits"].quant
     with pytest.raises(ExportError, match="quantise them together"):
         fuse(encoder, changed(imputer, "encoder_window", quant=quant), spec)

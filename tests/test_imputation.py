@@ -16,6 +16,7 @@ from edge_imputer.imputation import (
     ImputedChunk,
     StreamingImputer,
     log_softmax,
+    resolve_revisions,
     resolve_schedule,
     schedule,
 )
@@ -43,7 +44,11 @@ def models(draw: st.DrawFn) -> tuple[ModelSpec, tuple[int, ...]]:
 
 
 def imputer_of(
-    backend: FakeBackend, commits: tuple[int, ...], *, keep_trace: bool = False
+    backend: FakeBackend,
+    commits: tuple[int, ...],
+    *,
+    revisions: int = 0,
+    keep_trace: bool = False,
 ) -> StreamingImputer:
     return StreamingImputer(
         backend.imputer_step,
@@ -51,6 +56,7 @@ def imputer_of(
         backend.spec.tokens,
         context=backend.initial_context(),
         schedule=commits,
+        revisions=revisions,
         keep_trace=keep_trace,
     )
 
@@ -83,7 +89,9 @@ def first_by(order: str, logits: Array, log_probs: Float32) -> tuple[float, ...]
     }[order]
 
 
-def decode_whole(backend: FakeBackend, frames: Array, commits: tuple[int, ...]) -> Whole:
+def decode_whole(
+    backend: FakeBackend, frames: Array, commits: tuple[int, ...], revisions: int = 0
+) -> Whole:
     """The same contract worded for whole utterances: each pass sees the alignment before it."""
     head, tokens = backend.spec.head, backend.spec.tokens
     n_frames, left, chunk = len(frames), head.left_context, head.chunk_size
@@ -94,7 +102,7 @@ def decode_whole(backend: FakeBackend, frames: Array, commits: tuple[int, ...]) 
         np.zeros((n_frames, tokens.vocabulary_size), np.float32),
         np.full(n_frames, -1, np.int32),
     )
-    for step, n_commit in enumerate(commits):
+    for step, n_commit in enumerate([*commits, *[None] * revisions]):
         seen = np.concatenate([np.full(left, tokens.blank_id, np.int32), alignment])
         logits = np.concatenate(
             [
@@ -103,6 +111,10 @@ def decode_whole(backend: FakeBackend, frames: Array, commits: tuple[int, ...]) 
             ]
         )
         log_probs = log_softmax(logits)
+        if n_commit is None:  # a revision
+            alignment[:], result.log_probs = logits.argmax(1), log_probs
+            result.committed_at[:] = step
+            continue
         for block in range(0, n_frames, head.block_size):
             is_open = [
                 t for t in range(block, block + head.block_size) if seen[left + t] == tokens.mask_id
@@ -116,15 +128,16 @@ def decode_whole(backend: FakeBackend, frames: Array, commits: tuple[int, ...]) 
 
 
 @settings(deadline=None, max_examples=80)
-@given(models(), st.integers(1, 5), st.integers(0, 9))
+@given(models(), st.integers(0, 2), st.integers(1, 5), st.integers(0, 9))
 def test_chunk_by_chunk_equals_the_whole_utterance_at_once(
-    model: tuple[ModelSpec, tuple[int, ...]], n_chunks: int, seed: int
+    model: tuple[ModelSpec, tuple[int, ...]], revisions: int, n_chunks: int, seed: int
 ) -> None:
     spec, commits = model
     frames = encoder_frames(spec, n_chunks, seed)
     backend = FakeBackend(spec, seed=seed)
-    chunks = decode_chunks(imputer_of(backend, commits), frames, spec.head.chunk_size)
-    whole = decode_whole(FakeBackend(spec, seed=seed), frames, commits)
+    imputer = imputer_of(backend, commits, revisions=revisions)
+    chunks = decode_chunks(imputer, frames, spec.head.chunk_size)
+    whole = decode_whole(FakeBackend(spec, seed=seed), frames, commits, revisions)
     for name in ("alignment", "log_probs", "committed_at"):
         streamed = np.concatenate([getattr(chunk, name) for chunk in chunks])
         np.testing.assert_array_equal(streamed, getattr(whole, name), err_msg=name)
@@ -132,24 +145,30 @@ def test_chunk_by_chunk_equals_the_whole_utterance_at_once(
 
 
 @settings(deadline=None, max_examples=40)
-@given(models(), st.integers(0, 9))
-def test_exactly_k_passes_and_what_is_committed_never_changes(
-    model: tuple[ModelSpec, tuple[int, ...]], seed: int
+@given(models(), st.integers(0, 2), st.integers(0, 9))
+def test_exactly_k_passes_and_only_revisions_change_what_is_committed(
+    model: tuple[ModelSpec, tuple[int, ...]], revisions: int, seed: int
 ) -> None:
     spec, commits = model
     head, mask = spec.head, spec.tokens.mask_id
     backend = FakeBackend(spec, seed=seed)
-    imputer = imputer_of(backend, commits, keep_trace=True)
+    imputer = imputer_of(backend, commits, revisions=revisions, keep_trace=True)
+    n_passes = len(commits) + revisions
     for n_chunks, frames in enumerate(np.split(encoder_frames(spec, 3, seed), 3), start=1):
         chunk = imputer.push_chunk(frames)
-        assert backend.n_head_calls == n_chunks * len(commits)
+        assert backend.n_head_calls == n_chunks * n_passes
         assert chunk.trace is not None
-        assert chunk.trace.shape == (len(commits), head.chunk_size)
+        assert chunk.trace.shape == (n_passes, head.chunk_size)
         np.testing.assert_array_equal(chunk.trace[-1], chunk.alignment)
-        assert mask not in chunk.alignment
-        for step, partial in enumerate(chunk.trace):
-            done = chunk.committed_at <= step
-            np.testing.assert_array_equal(partial, np.where(done, chunk.alignment, mask))
+        assert mask not in chunk.trace[len(commits) - 1 :]
+        if revisions:
+            assert set(chunk.committed_at) == {n_passes - 1}
+        for step, partial in enumerate(chunk.trace[: len(commits)]):
+            done = partial != mask
+            if not revisions:
+                np.testing.assert_array_equal(done, chunk.committed_at <= step)
+            all_committed = chunk.trace[len(commits) - 1]
+            np.testing.assert_array_equal(partial, np.where(done, all_committed, mask))
             per_block = done.reshape(-1, head.block_size).sum(axis=1)
             assert set(per_block) == {min(sum(commits[: step + 1]), head.block_size)}
 
@@ -216,7 +235,7 @@ def test_frames_reach_the_head_in_their_own_dtype(dtype: type) -> None:
     assert [frames[:, 0].tolist() for frames in seen] == [[-7, 1, 1], [1, 2, 2]]
 
 
-def constant_head(logits: Float32, commits: tuple[int, ...]) -> ImputedChunk:
+def constant_head(logits: Float32, commits: tuple[int, ...], revisions: int = 0) -> ImputedChunk:
     """One chunk of two blocks of two frames under a head that always says the same."""
     head = ImputerSpec(depth=1, kernel=1, block_size=2, chunk_blocks=2)
     imputer = StreamingImputer(
@@ -225,8 +244,40 @@ def constant_head(logits: Float32, commits: tuple[int, ...]) -> ImputedChunk:
         TokenSpec(characters=("a", "b")),
         context=np.zeros((0, 1), np.float32),
         schedule=commits,
+        revisions=revisions,
     )
     return imputer.push_chunk(np.zeros((4, 1), np.float32))
+
+
+def test_a_revision_sees_every_token_and_replaces_it() -> None:
+    """A head that writes 0 for a mask, else the token after the one it sees, and surer."""
+    head, tokens = ImputerSpec(depth=1, kernel=1, block_size=2), TokenSpec(characters=("a", "b"))
+
+    def step(frames: Array, alignment: Int32) -> Float32:
+        following = np.where(alignment == tokens.mask_id, 0, alignment + 1)
+        return np.float32(2 + following[:, None]) * np.eye(3, dtype=np.float32)[following]
+
+    for revisions in range(3):
+        imputer = StreamingImputer(
+            step,
+            head,
+            tokens,
+            context=np.zeros((0, 1), np.float32),
+            schedule=(1, 1),
+            revisions=revisions,
+        )
+        chunk = imputer.push_chunk(np.zeros((2, 1), np.float32))
+        assert chunk.alignment.tolist() == [revisions] * 2
+        assert chunk.committed_at.tolist() == ([1 + revisions] * 2 if revisions else [0, 1])
+        logits = np.float32(2 + revisions) * np.eye(3, dtype=np.float32)[[revisions] * 2]
+        np.testing.assert_array_equal(chunk.log_probs, log_softmax(logits))
+
+
+def test_a_head_that_reads_no_alignment_writes_the_same_again() -> None:
+    logits = np.float32([[1, 2, 2], [2, 1, 2], [0, 0, 0], [5, 5, 5]])
+    once, again = (constant_head(logits, (2,), revisions) for revisions in (0, 2))
+    np.testing.assert_array_equal(once.alignment, again.alignment)
+    np.testing.assert_array_equal(once.log_probs, again.log_probs)
 
 
 def test_ties_go_to_the_earlier_frame_and_the_lower_id() -> None:
@@ -304,6 +355,15 @@ def test_schedule_asked_for() -> None:
     assert resolve_schedule(head, None, None) == (3, 1)
     assert resolve_schedule(head, 2, None) == (2, 2)
     assert resolve_schedule(head, None, [1, 3]) == (1, 3)
+    assert head.n_passes == 2
+
+
+def test_revisions_asked_for() -> None:
+    head = ImputerSpec(revisions=2)
+    head.check()
+    assert [resolve_revisions(head, n) for n in (None, 0, 1)] == [2, 0, 1]
+    assert resolve_revisions(ImputerSpec(), None) == 0
+    assert head.n_passes == 10
 
 
 @pytest.mark.parametrize(
@@ -317,6 +377,10 @@ def test_schedule_asked_for() -> None:
         lambda: resolve_schedule(ImputerSpec(), None, (9, -1)),
         lambda: ImputerSpec(schedule=(1, 2)).check(),
         lambda: constant_head(np.zeros((4, 3), np.float32), (1,)),
+        lambda: constant_head(np.zeros((4, 3), np.float32), (2,), -1),
+        lambda: resolve_revisions(ImputerSpec(), -1),
+        lambda: ImputerSpec(revisions=-1).check(),
+        lambda: ImputerSpec(mixer="none", schedule=(8,), revisions=1).check(),
     ],
 )
 def test_schedules_that_cannot_work_are_refused(call: Callable[[], object]) -> None:

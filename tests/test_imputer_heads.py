@@ -134,11 +134,13 @@ def test_the_light_head_refuses_the_whole_encoder():
 # ------------------------------------------------------------------------------ whole stack
 
 
-def stream(model: ImputerStack, features: torch.Tensor, commits: tuple[int, ...]) -> torch.Tensor:
+def stream(
+    model: ImputerStack, features: torch.Tensor, commits: tuple[int, ...], revisions: int
+) -> torch.Tensor:
     """Decode chunk by chunk: the stem once, the blocks once a pass with that pass's own state."""
     batch, chunk = len(features), model.spec.chunk_size
     stem = model.encoder.stem.initial_state(batch)
-    states = [model.initial_state(batch) for _ in commits]
+    states = [model.initial_state(batch) for _ in range(len(commits) + revisions)]
     decided = []
     for part in features.split(chunk * model.encoder.subsampling, dim=1):
         frames, stem = model.encoder.stem.step(part, stem)
@@ -151,19 +153,23 @@ def stream(model: ImputerStack, features: torch.Tensor, commits: tuple[int, ...]
             order = blocks.argsort(dim=-1, descending=True, stable=True).argsort(-1)
             commit = (order < n_commit).view(batch, -1) & is_open
             alignment = torch.where(commit, token, alignment)
+        for k in range(len(commits), len(states)):
+            logits, states[k] = model.step(frames, alignment, states[k])
+            alignment = logits.argmax(-1)
         decided.append(alignment)
     return torch.cat(decided, 1)
 
 
+@pytest.mark.parametrize("revisions", [0, 1, 2])
 @pytest.mark.parametrize("commits", [schedule(1, 4), schedule(2, 4), (2, 1, 1), schedule(4, 4)])
 @torch.no_grad()
-def test_stack_chunk_by_chunk_equals_whole_utterance(commits):
+def test_stack_chunk_by_chunk_equals_whole_utterance(commits, revisions):
     model = stack()
     features = torch.randn(2, 40, FEATURES.n_mels, dtype=torch.float64)
     frames, lengths = model.subsample(features, torch.tensor([40, 40]))
     assert lengths.tolist() == [20, 20]
-    whole = decode(model, frames, commits)
-    assert torch.equal(stream(model, features, commits), whole)
+    whole = decode(model, frames, commits, revisions=revisions)
+    assert torch.equal(stream(model, features, commits, revisions), whole)
     assert not torch.any(whole == model.mask_id)
     assert len(whole.unique()) > 1
 
@@ -213,10 +219,13 @@ def test_decoding_a_padded_batch_with_the_stack_equals_the_clip_alone():
     model = stack(3)
     features = torch.randn(2, 32, FEATURES.n_mels, dtype=torch.float64)
     frames, lengths = model.subsample(features, torch.tensor([18, 32]))
-    together = decode(model, frames, (2, 2), lengths)
+    together = decode(model, frames, (2, 2), lengths, revisions=1)
     alone = torch.nn.functional.pad(features[:1, :18], (0, 0, 0, 6))
     short, length = model.subsample(alone, torch.tensor([18]))
-    assert torch.equal(together[0, :9], decode(model, short, (2, 2), length)[0, :9])
+    by_itself = decode(model, short, (2, 2), length, revisions=1)
+    assert torch.equal(together[0, :9], by_itself[0, :9])
+    with pytest.raises(SpecError, match=r"revisions >= 0, .* got -1"):
+        decode(model, frames, (2, 2), lengths, revisions=-1)
     with pytest.raises(ValueError, match="whole blocks of 4 frames, got 15"):
         decode(model, frames[:, :15], (2, 2), lengths)
 

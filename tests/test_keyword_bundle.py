@@ -164,9 +164,12 @@ def test_a_bundle_holds_one_graph_in_every_form(
         graph, bundle.file("onnx/keywords.int8.onnx"), bundle.file("tflite/keywords.tflite")
     )
     raw = json.loads((bundle.path / "manifest.json").read_text())
-    assert (raw["schema_version"], raw["spec"]["kind"]) == (4, "keywords")
+    assert (raw["schema_version"], raw["spec"]["kind"]) == (5, "keywords")
     again = export(tmp_path / "again", network)
     assert again.manifest == bundle.manifest
+    # Version 4 had the same: what version 5 adds is of heads.
+    (again.path / "manifest.json").write_text(json.dumps({**raw, "schema_version": 4}))
+    assert Bundle.load(again.path).manifest == bundle.manifest
 
 
 def test_the_card_says_what_it_listens_for(made: Callable[[str], Bundle]) -> None:
@@ -463,6 +466,7 @@ def test_the_commands_take_it(trained: Path, capsys: pytest.CaptureFixture[str])
     [
         (["transcribe"], "only knows the keywords up"),
         (["spot", "--steps", "4", "--threshold", "0.5"], "n_steps belongs to models that write"),
+        (["spot", "--revisions", "0", "--threshold", "0.5"], "revisions belongs to models that"),
         (["spot", "--keyword", "seven"], "trained for, up, got seven"),
         (["spot"], "a threshold for every keyword"),
     ],

@@ -99,13 +99,13 @@ def test_flush_equals_pushing_the_silence(n_samples: int, seed: int) -> None:
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 3 * CHUNK), st.integers(1, 5))
-def test_the_work_a_chunk_costs_is_constant(n_samples: int, n_steps: int) -> None:
-    decoder = decoder_of(n_steps=n_steps)
+@given(st.integers(0, 3 * CHUNK), st.integers(1, 5), st.integers(0, 2))
+def test_the_work_a_chunk_costs_is_constant(n_samples: int, n_steps: int, revisions: int) -> None:
+    decoder = decoder_of(n_steps=n_steps, revisions=revisions)
     backend = decoder.backend
     assert isinstance(backend, FakeBackend)
     chunks = [*decoder.push(noise(n_samples), sample_rate=RATE), *decoder.flush()]
-    assert backend.n_head_calls == n_steps * len(chunks)
+    assert backend.n_head_calls == (n_steps + revisions) * len(chunks)
     assert backend.n_encoder_calls == SPEC.head.chunk_size * len(chunks)
 
 

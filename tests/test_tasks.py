@@ -123,7 +123,7 @@ IMPUTERS = {
         head=HEAD,
         rivals={
             "wide": RivalSpec(head=msgspec.structs.replace(HEAD, width=7)),
-            "imitation": RivalSpec(loss="imitation", corrupted=0.2),
+            "imitation": RivalSpec(loss="imitation", corrupted=0.2, refined=0.3),
         },
     ),
     "joint": ImputerTaskSpec(head=HEAD, stop_gradient=False, ctc_weight=0.9),
@@ -292,8 +292,8 @@ def test_rivals_learn_as_if_they_were_alone() -> None:
     groups = together.clipped_groups()
     assert len(groups) == 3
     assert sum(map(len, groups)) == len(list(together.parameters()))
-    found = together.validate(batch())
-    assert {"wer_k4", "wide/wer_k4", "imitation/wer_k4"} < set(found)
+    of_rivals = {"wide/wer_k4", "imitation/wer_k4", "imitation/wer_k1r1"}
+    assert set(together.validate(batch())) == {"wer_k1", "wer_k4"} | of_rivals
 
 
 def test_a_head_that_sees_only_masks_is_read_once() -> None:
@@ -408,8 +408,25 @@ def test_word_errors_are_counted() -> None:
     model.head.forward = lambda out, alignment: F.one_hot(written, 4).double() * 9
     assert model.validate(b) == {"wer_k1": (1.0, 3.0), "wer_k4": (1.0, 3.0)}
     assert model.monitor == ("wer_k4", "min")
+    assert_revisions_are_counted(b)
     sums = {"wer_k1": (1.0, 3.0), "nothing": (0.0, 0.0)}
     assert model.summarise(sums) == {"wer_k1": 1 / 3}
+
+
+def assert_revisions_are_counted(b: Batch) -> None:
+    """A head that writes "ab" at first, and "b" when it sees that: three words of three wrong."""
+    model = task(IMPUTERS["refined"]).eval()
+    first, second = torch.tensor([2, 3, 0, 0]), torch.tensor([3, 0, 0, 0])
+
+    def head(out: Tensor, alignment: Tensor) -> Tensor:
+        seen_whole = (alignment == first).all(1, keepdim=True)
+        return F.one_hot(torch.where(seen_whole, second, first), 4).double() * 9
+
+    model.head.forward = head
+    found = model.validate(b)
+    assert found == {"wer_k1": (1.0, 3.0), "wer_k4": (1.0, 3.0), "wer_k1r1": (3.0, 3.0)}
+    never = msgspec.structs.replace(IMPUTERS["refined"], all_masked=1.0)
+    assert set(task(never).eval().validate(b)) == {"wer_k1", "wer_k4"}
 
 
 # ---------------------------------------------------------------------------- keywords
@@ -584,7 +601,7 @@ def test_models_that_do_not_belong_to_their_settings_are_refused() -> None:
 
 
 def test_a_linear_head_is_read_once() -> None:
-    with pytest.raises(SpecError, match=r"the schedule \(8,\) with mixer none"):
+    with pytest.raises(SpecError, match=r"the schedule \(8,\) and no revisions with mixer none"):
         ImputerSpec(mixer="none").check()
     CtcTaskSpec().head.check()
 

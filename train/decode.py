@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from edge_imputer.specs import check_revisions
+
 from .imputer import ImputerHead
 from .imputer_stack import ImputerStack
 
@@ -20,9 +22,11 @@ def decode(
     encoder_out: Tensor,
     schedule: Sequence[int],
     lengths: Tensor | None = None,
+    *,
+    revisions: int = 0,
 ) -> Tensor:
     """The alignment alone of `decode_with_log_probs`: long, (B, T)."""
-    return decode_with_log_probs(head, encoder_out, schedule, lengths)[0]
+    return decode_with_log_probs(head, encoder_out, schedule, lengths, revisions=revisions)[0]
 
 
 @torch.no_grad()
@@ -31,12 +35,15 @@ def decode_with_log_probs(
     encoder_out: Tensor,
     schedule: Sequence[int],
     lengths: Tensor | None = None,
+    *,
+    revisions: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Fill in the alignment of every utterance (Chan et al. 2020, section 3.4).
 
     Each pass commits, in every block, the `schedule[k]` open frames that come first in the head's
     order, such as those whose best token is most probable (the earlier frame on a tie). Committed
-    tokens never change.
+    tokens do not change until all are; then every revision sees the whole alignment, and commits
+    every frame anew (Chi et al. 2021, arXiv:2010.14233).
 
     Parameters
     ----------
@@ -45,6 +52,7 @@ def decode_with_log_probs(
     lengths : (B,), optional
         Valid frames, which an `ImputerStack` must know in a padded batch; a head looks at whole
         chunks and does not ask.
+    revisions : passes after those of the schedule
 
     Returns
     -------
@@ -52,6 +60,7 @@ def decode_with_log_probs(
     log_probs : (B, T, V)
         Of each frame, in the pass that committed it.
     """
+    check_revisions(revisions)
     block = head.spec.block_size
     alignment = head.fully_masked(encoder_out)
     batch, n_frames = alignment.shape
@@ -72,6 +81,9 @@ def decode_with_log_probs(
         commit = (rank < n_commit).view(batch, n_frames) & is_open
         alignment = torch.where(commit, token, alignment)
         committed = torch.where(commit[:, :, None], log_probs, committed)
+    for _ in range(revisions):
+        committed = head(encoder_out, alignment, *known).log_softmax(-1)
+        alignment = committed.argmax(-1)
     return alignment, committed
 
 

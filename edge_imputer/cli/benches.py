@@ -63,7 +63,7 @@ def _latency(bundle: Bundle) -> dict[str, Any]:
         keyword_latency_table(steps, spec)
         return {name: {"step_us": us} for name, us in steps.items()}
     backends = {name: load_backend(bundle, name) for name in BACKENDS}
-    latencies = measure(backends, spec, n_steps=N_STEPS)
+    latencies = measure(backends, spec, n_steps=N_STEPS + spec.head.revisions)
     latency_table(latencies, spec)
     return {name: latency.to_dict() for name, latency in latencies.items()}
 

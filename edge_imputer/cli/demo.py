@@ -64,7 +64,7 @@ def run_demo(
     console.rule("5. Compare the runtimes")
     parity = compare_with_integers(bundle, *graphs[0], backends["native"], results.sequences)
     spec = speech_spec(bundle.spec)
-    latencies = measure(backends, spec, n_steps=N_STEPS_TIMED)
+    latencies = measure(backends, spec, n_steps=N_STEPS_TIMED + spec.head.revisions)
     latency_table(latencies, spec)
     console.rule("6. Results")
     print_results(results)

@@ -14,7 +14,7 @@ import typer
 
 from ..claims import at_most, operating_point_lines, rate_text
 from ..errors import SpecError, require
-from .listening import ScheduleOption, parse_schedule
+from .listening import RevisionsOption, ScheduleOption, parse_schedule
 from .show import percent, say, table
 from .steps import corpus_path
 
@@ -116,6 +116,7 @@ def evaluate(
         int | None, typer.Option("--steps", "-k", min=1, help="Passes of the head a chunk.")
     ] = None,
     schedule: ScheduleOption = None,
+    revisions: RevisionsOption = None,
     language: Annotated[
         Path | None,
         typer.Option(help="What may be said: .jsgf, .txt or .arpa; for slots a grammar, .jsgf."),
@@ -142,6 +143,8 @@ def evaluate(
     Examples:
 
     `edge-imputer evaluate build/demo/bundle --data real/fsdd --by speaker --html`
+
+    `edge-imputer evaluate build/train/last.ckpt --data commands --steps 1 --revisions 1`
 
     `edge-imputer evaluate bundle --data real/coffee_commands --language coffee.jsgf --html`
 
@@ -176,6 +179,7 @@ def evaluate(
         backend=backend,
         n_steps=steps,
         schedule=parse_schedule(schedule, steps),
+        revisions=revisions,
         language=language,
         seed=seed,
         command=_command(),

@@ -34,6 +34,14 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(help="Frames committed a block, pass by pass, such as 5,1,1,1 (not with -k)."),
 ]
+RevisionsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--revisions",
+        min=0,
+        help="Passes after these that look at every frame again; the bundle's if unset.",
+    ),
+]
 LanguageOption = Annotated[
     Path | None,
     typer.Option(
@@ -53,6 +61,7 @@ def transcribe(
     backend: BackendOption = BackendName.onnx,
     steps: StepsOption = None,
     schedule: ScheduleOption = None,
+    revisions: RevisionsOption = None,
     language: LanguageOption = None,
     resample: ResampleOption = False,
     as_json: JsonOption = False,
@@ -65,6 +74,8 @@ def transcribe(
 
     `edge-imputer transcribe bundle *.flac --backend native --steps 4 --json`
 
+    `edge-imputer transcribe bundle clip.wav --steps 1 --revisions 1`
+
     `edge-imputer transcribe bundle order.wav --language coffee.jsgf --json`
     """
     from ..decoding import read_language
@@ -75,6 +86,7 @@ def transcribe(
         backend=backend.value,
         n_steps=steps,
         schedule=parse_schedule(schedule, steps),
+        revisions=revisions,
         language=None if language is None else read_language(language),
     )
 
@@ -102,6 +114,7 @@ def spot(
     ] = None,
     backend: BackendOption = BackendName.onnx,
     steps: StepsOption = None,
+    revisions: RevisionsOption = None,
     resample: ResampleOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -124,7 +137,9 @@ def spot(
     keywords: list[str] | dict[str, float] | None = keyword
     if threshold is not None:
         keywords = dict.fromkeys(keyword or own_keywords(loaded), threshold)
-    spotter = KeywordSpotter(loaded, keywords, backend=backend.value, n_steps=steps)
+    spotter = KeywordSpotter(
+        loaded, keywords, backend=backend.value, n_steps=steps, revisions=revisions
+    )
 
     def lines(path: Path) -> list[str]:
         events = spotter.spot(path, resample=resample)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edge_imputer.train.evaluation import Decoded, Disagreement, KeywordFigures
 
 N_STEPS = (1, 2, 4, 8)
+K_8: dict[str, Any] = {"n_steps": 8, "revisions": 0}
 N_SEQUENCES = 100
 SEQUENCE_CLIPS = (3, 7)
 SEQUENCE_SEED = 2020
@@ -81,7 +82,7 @@ def evaluate(
         for c, seed in ((clips, SEQUENCE_SEED), (tuning_clips, SEQUENCE_SEED + 1))
     )
     isolated = {
-        name: decode_clips(bundle, b, clips, n_steps=8, label=f"{name}: isolated clips")
+        name: decode_clips(bundle, b, clips, **K_8, label=f"{name}: isolated clips")
         for name, b in backends.items()
     }
     onnx = backends["onnx"]
@@ -90,13 +91,13 @@ def evaluate(
         for name, how in _schedules(spec).items()
     }
     by_runtime = {"onnx": by_schedule["8"]} | {
-        name: decode_clips(bundle, b, sequences, n_steps=8, label=f"{name}: sequences")
+        name: decode_clips(bundle, b, sequences, **K_8, label=f"{name}: sequences")
         for name, b in backends.items()
         if name != "onnx"
     }
     words = _keywords(clips, Tokenizer(spec.tokens))
     tuned = decode_clips(bundle, onnx, tuning, label="onnx: sequences to choose a threshold on")
-    if spec.head.schedule == schedule(8, spec.head.block_size):
+    if spec.head.schedule == schedule(8, spec.head.block_size) and not spec.head.revisions:
         own = by_schedule["8"]
     else:
         own = decode_clips(bundle, onnx, sequences, label="onnx: sequences, the bundle's schedule")
@@ -115,10 +116,11 @@ def evaluate(
 
 def _schedules(spec: ModelSpec) -> dict[str, dict[str, Any]]:
     """Schedules to compare: K = 1, 2, 4, 8, and a front-loaded one of four passes."""
-    schedules: dict[str, dict[str, Any]] = {str(k): {"n_steps": k} for k in N_STEPS}
+    schedules: dict[str, dict[str, Any]] = {str(k): {**K_8, "n_steps": k} for k in N_STEPS}
     if spec.head.block_size > 4:
         front = (spec.head.block_size - 3, 1, 1, 1)
-        schedules["(" + ",".join(map(str, front)) + ")"] = {"schedule": front}
+        name = "(" + ",".join(map(str, front)) + ")"
+        schedules[name] = {"schedule": front, "revisions": 0}
     return schedules
 
 

@@ -104,6 +104,7 @@ def _model_facts(spec: AnyModelSpec) -> list[tuple[str, object]]:
         ("encoder frame", f"{1000 * spec.frame_s:.0f} ms"),
         ("chunk", f"{1000 * spec.frame_s * spec.head.chunk_size:.0f} ms"),
         ("schedule", ", ".join(map(str, spec.head.schedule))),
+        ("revisions", spec.head.revisions),
         ("characters", "".join(spec.tokens.characters)),
     ]
 

@@ -63,7 +63,8 @@ def write_report(
         "<p>A held-out recording: its waveform, its log-mel as the network reads it, and the "
         "alignment as the Imputer fills it in. Every row is one pass of the head; in each block "
         f"of {spec.head.block_size} frames a pass commits what it is surest of (dark when new), "
-        "and what is committed never changes. A dot is the blank, an underscore the space.</p>",
+        f"and what is committed {_kept(decoder.revisions)}. A dot is the blank, an underscore the "
+        "space.</p>",
         picture(
             _picture(spec, waveform, chunks), "Waveform, log-mel and the alignment, pass by pass"
         ),
@@ -80,6 +81,13 @@ def write_report(
         ),
     ]
     return write_page(path, "Edge Imputer", body)
+
+
+def _kept(revisions: int) -> str:
+    """What later passes do to what is committed."""
+    if not revisions:
+        return "never changes"
+    return f"changes in passes of revision only, here the last {revisions} (dark where one did)"
 
 
 def _picture(
@@ -111,11 +119,11 @@ def _picture(
 def _draw_alignment(
     axes: Axes, spec: ModelSpec, chunks: Sequence[ImputedChunk], n_frames: int
 ) -> None:
-    """One row a pass, one column an encoder frame: open, newly committed or committed."""
+    """One row a pass, one column an encoder frame: open, new in this pass, or as before it."""
     trace = np.concatenate([_trace(chunk) for chunk in chunks], axis=1)  # (K, T)
-    committed_at = np.concatenate([chunk.committed_at for chunk in chunks])
-    passes = np.arange(len(trace))[:, None]
-    shade = np.where(committed_at > passes, 0.0, np.where(committed_at == passes, 0.75, 0.3))
+    mask_id = spec.tokens.mask_id
+    before = np.concatenate([np.full_like(trace[:1], mask_id), trace[:-1]])
+    shade = np.where(trace == mask_id, 0.0, np.where(trace != before, 0.75, 0.3))
     axes.imshow(shade, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     symbols = ["\u00b7", *spec.tokens.characters, ""]
     for row, column in np.ndindex(*trace.shape):

@@ -11,7 +11,7 @@ from .attention import AttentionSpec
 from .conformer import ConformerSpec
 from .encoders import ConvSpec, CrnnSpec
 from .features import FeatureSpec, FrameSpec, MelSpec, MicroSpec, PcenSpec
-from .head import ImputerSpec, check_schedule
+from .head import ImputerSpec, check_revisions, check_schedule
 from .keywords import (
     SILENCE,
     UNKNOWN,
@@ -54,6 +54,7 @@ __all__ = [
     "WindowedCrnnSpec",
     "WindowedSpec",
     "check_pair",
+    "check_revisions",
     "check_schedule",
     "for_classes",
     "preset",

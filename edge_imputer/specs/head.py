@@ -20,6 +20,14 @@ def check_schedule(schedule: tuple[int, ...], block_size: int) -> None:
         )
 
 
+def check_revisions(revisions: int) -> None:
+    """Raise `SpecError` unless so many passes of revision can be made."""
+    if revisions < 0:
+        raise SpecError(
+            f"expected revisions >= 0, passes that look at every frame again, got {revisions}"
+        )
+
+
 class ImputerSpec(Spec, frozen=True, kw_only=True):
     """Imputer head: encoder frames plus the embedded partial alignment, then a few layers.
 
@@ -35,6 +43,9 @@ class ImputerSpec(Spec, frozen=True, kw_only=True):
 
     Which frames of a block a pass commits is the `order`: those it is surest of; the earliest;
     or the surest of those whose best token is not the blank, and blanks once there are no others.
+    Once all are committed, each of `revisions` passes more sees the whole alignment and finds every
+    frame anew (Align-Refine, Chi et al. 2021, arXiv:2010.14233); heads learn it by the setting
+    `refined` of their task.
     """
 
     mixer: Mixer = "conv"
@@ -47,6 +58,12 @@ class ImputerSpec(Spec, frozen=True, kw_only=True):
     chunk_blocks: int = 1
     schedule: tuple[int, ...] = (1, 1, 1, 1, 1, 1, 1, 1)  # frames committed a block, pass by pass
     order: Order = "confidence"
+    revisions: int = 0  # passes after those of the schedule
+
+    @property
+    def n_passes(self) -> int:
+        """Passes of the head a chunk: those of the schedule, and revisions."""
+        return len(self.schedule) + self.revisions
 
     @property
     def chunk_size(self) -> int:
@@ -83,8 +100,9 @@ class ImputerSpec(Spec, frozen=True, kw_only=True):
         if self.block_size < 1 or self.chunk_blocks < 1:
             raise SpecError(f"expected block_size >= 1 and chunk_blocks >= 1, got {self}")
         check_schedule(self.schedule, self.block_size)
-        if self.mixer == "none" and self.schedule != (self.block_size,):
+        check_revisions(self.revisions)
+        if self.mixer == "none" and (self.schedule != (self.block_size,) or self.revisions):
             raise SpecError(
-                f"expected the schedule ({self.block_size},) with mixer none, which reads no "
-                f"alignment, got {self.schedule}"
+                f"expected the schedule ({self.block_size},) and no revisions with mixer none, "
+                f"which reads no alignment, got {self.schedule} and {self.revisions}"
             )

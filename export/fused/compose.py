@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge_imputer.errors import ExportError
-from edge_imputer.imputation import resolve_schedule
+from edge_imputer.imputation import resolve_revisions, resolve_schedule
 from edge_imputer.specs import ModelSpec
 
 from ..graph import Graph
@@ -23,6 +23,7 @@ def fuse(
     spec: ModelSpec,
     *,
     schedule: Sequence[int] | None = None,
+    revisions: int | None = None,
     pcm: Pcm = "int16",
 ) -> Graph:
     """One graph of everything from samples to committed tokens.
@@ -36,6 +37,7 @@ def fuse(
         Quantised, of one step of the encoder and one pass of the head.
     spec : ModelSpec
     schedule : frames committed a block in each pass; the model's own if None
+    revisions : passes after these that find every frame anew; the model's own if None
     pcm : "int16" or "float32"
         Type of the samples; float32 are in -1..1.
 
@@ -52,7 +54,7 @@ def fuse(
     ExportError
         The graphs are not quantised, or not those of this specification.
     SpecError
-        The schedule leaves frames open.
+        The schedule leaves frames open, or revisions are fewer than none.
     """
     spec.check()
     _check(encoder, imputer, spec)
@@ -71,7 +73,9 @@ def fuse(
     states.keep_of(encoder, "encoder", own)
     source.finish()
     window = _window(g, states, g.join("chunk", frames, 0), imputer, spec)
-    loop = _decide(g, states, imputer, spec, window, resolve_schedule(spec.head, None, schedule))
+    passes = commits(resolve_schedule(spec.head, None, schedule), spec.head.block_size)
+    n_revisions = resolve_revisions(spec.head, revisions)
+    loop = _decide(g, states, Loop(g, imputer, spec, window), passes, n_revisions)
     return states.finish([g.cast(TOKENS, loop.tokens, "int32"), loop.log_probs()])
 
 
@@ -87,24 +91,18 @@ def _window(g: FusedBuilder, states: States, chunk: str, imputer: Graph, spec: M
 
 
 def _decide(
-    g: FusedBuilder,
-    states: States,
-    imputer: Graph,
-    spec: ModelSpec,
-    window: str,
-    schedule: tuple[int, ...],
+    g: FusedBuilder, states: States, loop: Loop, passes: Sequence[int], n_revisions: int
 ) -> Loop:
     """All passes; what each of them sees left of the chunk is a row of a state."""
-    loop = Loop(g, imputer, spec, window)
-    passes = commits(schedule, spec.head.block_size)
-    left = spec.head.left_context
+    left, n_passes = loop.head.left_context, len(passes) + n_revisions
     if left:
-        states.typed(KEPT_ALIGNMENTS, (len(passes) * left,), "int32")
+        states.typed(KEPT_ALIGNMENTS, (n_passes * left,), "int32")
     after = []
-    for k, n_commit in enumerate(passes):
+    for k in range(n_passes):
         name = f"pass{k}"
         before = g.slice(f"{name}.before", KEPT_ALIGNMENTS, 0, k * left, left) if left else None
-        seen = loop.run_pass(name, before, n_commit)
+        revises = k >= len(passes)
+        seen = loop.revise(name, before) if revises else loop.run_pass(name, before, passes[k])
         after += [] if seen is None else [seen]
     if left:
         states.keep(KEPT_ALIGNMENTS, g.join("alignments", after, 0))

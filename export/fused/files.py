@@ -11,7 +11,7 @@ import msgspec
 
 from edge_imputer.bundle import Bundle
 from edge_imputer.errors import ExportError, SpecError
-from edge_imputer.imputation import resolve_schedule
+from edge_imputer.imputation import resolve_revisions, resolve_schedule
 from edge_imputer.specs import FrameSpec, KeywordModelSpec, ModelSpec
 
 from ..file_arrays import same_arrays
@@ -65,12 +65,15 @@ class FusedRecord(FusedCall, frozen=True, kw_only=True):
         Silence after an utterance, at least, before it is filled up to whole calls.
     schedule : tuple of int
         Frames committed a block in each pass.
+    revisions : int
+        Passes after these, which find every frame anew.
     tokens : tuple of str
         What token ids stand for; id 0 is the blank, which is empty.
     """
 
     flush_ms: int
     schedule: tuple[int, ...]
+    revisions: int
     tokens: tuple[str, ...]
 
 
@@ -96,6 +99,7 @@ def write_fused(
     spec: ModelSpec,
     *,
     schedule: Sequence[int] | None = None,
+    revisions: int | None = None,
     pcm: Pcm = "int16",
     licence: str = UNSTATED,
 ) -> FusedRecord:
@@ -105,7 +109,7 @@ def write_fused(
     ----------
     folder : path
         Made if it is not there.
-    encoder, imputer, spec, schedule, pcm : as `fuse` takes them
+    encoder, imputer, spec, schedule, revisions, pcm : as `fuse` takes them
     licence : of the model, for the metadata of both files
 
     Raises
@@ -113,11 +117,12 @@ def write_fused(
     ExportError, SpecError
         As `fuse`; or a file does not hold the arrays of the graph.
     """
-    graph = fuse(encoder, imputer, spec, schedule=schedule, pcm=pcm)
+    graph = fuse(encoder, imputer, spec, schedule=schedule, revisions=revisions, pcm=pcm)
     record = FusedRecord(
         **_call(graph, spec.features, spec.frame_s),
         flush_ms=spec.flush_ms,
         schedule=resolve_schedule(spec.head, None, schedule),
+        revisions=resolve_revisions(spec.head, revisions),
         tokens=("", *spec.tokens.characters),
     )
     _write(Path(folder), graph, record, file_metadata(spec, licence, last=True))
@@ -161,6 +166,7 @@ def fuse_bundle(
     folder: str | os.PathLike[str],
     *,
     schedule: Sequence[int] | None = None,
+    revisions: int | None = None,
     pcm: Pcm = "int16",
 ) -> FusedRecord | FusedKeywordRecord:
     """Write the fused form of a bundle's model, from the integers in its .tflite files.
@@ -170,7 +176,7 @@ def fuse_bundle(
     bundle : Bundle or its path
     folder : path
         Made if it is not there. Not in the bundle: its manifest would not know the files.
-    schedule, pcm : as `fuse` takes them
+    schedule, revisions, pcm : as `fuse` takes them
 
     Raises
     ------
@@ -192,11 +198,20 @@ def fuse_bundle(
     ]
     spec, licence = loaded.spec, loaded.manifest.licence
     if isinstance(spec, KeywordModelSpec):
-        if schedule is not None:
-            raise SpecError("expected no schedule for a keyword model, which has no head")
+        if schedule is not None or revisions is not None:
+            raise SpecError(
+                "expected no schedule and no revisions for a keyword model, which has no head"
+            )
         return write_fused_keywords(folder, graphs[0], spec, pcm=pcm, licence=licence)
     return write_fused(
-        folder, graphs[0], graphs[1], spec, schedule=schedule, pcm=pcm, licence=licence
+        folder,
+        graphs[0],
+        graphs[1],
+        spec,
+        schedule=schedule,
+        revisions=revisions,
+        pcm=pcm,
+        licence=licence,
     )
 
 

@@ -91,23 +91,21 @@ class Loop:
         -------
         (left_context,) int32, or None: what this pass of the next chunk sees there.
         """
-        g = self.g
-        window = self._alignment(name)
-        if before is not None:
-            window = g.concat(f"{name}.window", (before, window), 0)
-        feeds = dict(zip(self.imputer.inputs, (self.frames, window), strict=True))
-        (logits,) = g.inline(self.imputer, "imputer", feeds, f"{name}.head")
-        steps = g.cast(f"{name}.steps", logits, "float32")  # (C, V)
-        token = g.cast(f"{name}.token", g.arg_max(f"{name}.best", steps), "float32")  # (C,)
-        spare = self._spare(name, steps)
+        token, spare, after = self._look(name, before)
         commit = self._commit(name, token, spare, n_commit)
         self.tokens = self._kept(f"{name}.tokens", self.tokens, commit, token)
         self.spare = self._kept(f"{name}.spares", self.spare, commit, spare)
-        self.open = g.binary("sub", f"{name}.open", self.open, commit)
+        self.open = self.g.binary("sub", f"{name}.open", self.open, commit)
         self.n_done += n_commit
-        if before is None:
-            return None
-        return g.slice(f"{name}.after", window, 0, self.head.chunk_size, self.head.left_context)
+        return after
+
+    def revise(self, name: str, before: str | None) -> str | None:
+        """One pass of revision, once all frames are committed: it finds every frame anew.
+
+        Takes and returns what `run_pass` does.
+        """
+        self.tokens, self.spare, after = self._look(name, before)
+        return after
 
     def log_probs(self) -> str:
         """Log-probability of every frame's token, (C,)."""
@@ -121,9 +119,27 @@ class Loop:
         """A constant that broadcasts."""
         return self.g.scalar(f"loop.{name}", value)
 
+    def _look(self, name: str, before: str | None) -> tuple[str, str, str | None]:
+        """Each frame's best token and the odds against it, (C,); what `run_pass` returns."""
+        g = self.g
+        window = self._alignment(name)
+        if before is not None:
+            window = g.concat(f"{name}.window", (before, window), 0)
+        feeds = dict(zip(self.imputer.inputs, (self.frames, window), strict=True))
+        (logits,) = g.inline(self.imputer, "imputer", feeds, f"{name}.head")
+        steps = g.cast(f"{name}.steps", logits, "float32")  # (C, V)
+        token = g.cast(f"{name}.token", g.arg_max(f"{name}.best", steps), "float32")  # (C,)
+        spare = self._spare(name, steps)
+        if before is None:
+            return token, spare, None
+        chunk, left = self.head.chunk_size, self.head.left_context
+        return token, spare, g.slice(f"{name}.after", window, 0, chunk, left)
+
     def _alignment(self, name: str) -> str:
         """The partial alignment, int32 (C,): the mask where nothing is committed."""
         g = self.g
+        if self.n_done == self.head.block_size:  # of every block: nothing is open
+            return g.cast(f"{name}.ids", self.tokens, "int32")
         if not self.tokens:
             all_masked = np.full(self.head.chunk_size, self.mask_id, np.int32)
             return self.g.shared("loop.masks", all_masked)

@@ -63,6 +63,7 @@ def decode_clips(
     *,
     n_steps: int | None = None,
     schedule: tuple[int, ...] | None = None,
+    revisions: int | None = None,
     label: str | None = None,
 ) -> list[Decoded]:
     """Transcribe clips with one runtime.
@@ -72,9 +73,12 @@ def decode_clips(
     bundle, backend : the model and the runtime it is loaded in
     clips : at the model's sample rate
     n_steps, schedule : passes of the head a chunk; the bundle's own if both are None
+    revisions : passes after these that look at every frame again; the bundle's own if None
     label : show a progress bar with this text
     """
-    decoder = StreamingDecoder(bundle, backend=backend, n_steps=n_steps, schedule=schedule)
+    decoder = StreamingDecoder(
+        bundle, backend=backend, n_steps=n_steps, schedule=schedule, revisions=revisions
+    )
     tokenizer = Tokenizer(decoder.spec.tokens)
     rate = decoder.spec.features.sample_rate
     clips = list(clips)

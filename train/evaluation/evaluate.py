@@ -22,7 +22,7 @@ from .noise import NoiseMixer
 from .results import CommandReport, KeywordReport, RunInfo, TranscriptReport
 from .rows import DataSet, open_data_set
 from .run import Runner
-from .systems import SAMPLE_RATE, bundle_identity, open_keyword_model
+from .systems import SAMPLE_RATE, bundle_identity, open_keyword_model, passes_name
 from .torch_transcriber import TorchTranscriber, open_transcriber
 from .transcripts import Transcriber, evaluate_transcripts
 
@@ -48,6 +48,7 @@ class Options:
     backend : of a bundle
     n_steps, schedule : passes of the head a chunk, or frames committed in each; the model's own
         if neither is given
+    revisions : passes after these that look at every frame again; the model's own if None
     language : Path, optional
         What may be said, for transcripts and slots, see `edge_imputer.decoding.read_language`.
     seed : int
@@ -68,6 +69,7 @@ class Options:
     backend: str = "onnx"
     n_steps: int | None = None
     schedule: Sequence[int] | None = None
+    revisions: int | None = None
     language: Path | None = None
     seed: int = 0
     command: str = ""
@@ -88,10 +90,8 @@ class Options:
 
     @property
     def passes(self) -> str:
-        """``4``, ``5,1,1,1`` or ``own``."""
-        if self.schedule is not None:
-            return ",".join(map(str, self.schedule))
-        return str(self.n_steps or "own")
+        """How many a chunk, see `passes_name`."""
+        return passes_name(self.n_steps, self.schedule, self.revisions)
 
     @property
     def conditions(self) -> list[float | None]:
@@ -225,7 +225,11 @@ def spot_and_count(
     if threshold is None:
         _check_tune_split(options)
     model = open_keyword_model(
-        options.model, keywords, backend=options.backend, n_steps=options.n_steps
+        options.model,
+        keywords,
+        backend=options.backend,
+        n_steps=options.n_steps,
+        revisions=options.revisions,
     )
     system, identity = model.system, model.identity
     scoring = KeywordScoring(system, refractory_s)
@@ -272,7 +276,11 @@ def _transcriber(
         passes += f", {hashlib.sha256(options.language.read_bytes()).hexdigest()}"
     if model.is_file():
         compute, identity = open_transcriber(
-            model, n_steps=options.n_steps, schedule=options.schedule, language=language
+            model,
+            n_steps=options.n_steps,
+            schedule=options.schedule,
+            revisions=options.revisions,
+            language=language,
         )
         name, how = model.name, f"torch, {passes}"
     else:
@@ -283,6 +291,7 @@ def _transcriber(
             backend,
             n_steps=options.n_steps,
             schedule=options.schedule,
+            revisions=options.revisions,
             language=language,
         )
         identity = bundle_identity(bundle)

@@ -90,9 +90,10 @@ class TextKeywordSystem:
         keywords: Sequence[str],
         *,
         n_steps: int | None = None,
+        revisions: int | None = None,
     ) -> TextKeywordSystem:
-        """A bundle in a runtime, as a stream; its own schedule if `n_steps` is None."""
-        decoder = StreamingDecoder(bundle, backend=backend, n_steps=n_steps)
+        """A bundle in a runtime, as a stream; its own passes where nothing is given."""
+        decoder = StreamingDecoder(bundle, backend=backend, n_steps=n_steps, revisions=revisions)
         return cls(decoder.spec, lambda x: (c.log_probs for c in decoder.decode(x)), keywords)
 
     def score(self, waveform: Float32) -> Float32:
@@ -136,6 +137,7 @@ def open_keyword_model(
     *,
     backend: str = "onnx",
     n_steps: int | None = None,
+    revisions: int | None = None,
 ) -> KeywordModel:
     """Open a checkpoint's file or a bundle's folder.
 
@@ -145,7 +147,8 @@ def open_keyword_model(
     keywords : texts to listen for; None: those of a keyword model, of a bundle's operating point,
         or that a checkpoint's recipe names
     backend : runtime of a bundle
-    n_steps : passes of the head a chunk; the model's own schedule if None
+    n_steps, revisions : passes of the head a chunk, and those after them that look at every frame
+        again; the model's own if None
 
     Raises
     ------
@@ -155,12 +158,22 @@ def open_keyword_model(
         No keywords are known, or others than the model can have.
     """
     if path.is_file():
-        return _of_checkpoint(path, keywords, n_steps)
-    return _of_bundle(Bundle.load(path), keywords, backend, n_steps)
+        return _of_checkpoint(path, keywords, n_steps, revisions)
+    return _of_bundle(Bundle.load(path), keywords, backend, n_steps, revisions)
+
+
+def passes_name(n_steps: int | None, schedule: Sequence[int] | None, revisions: int | None) -> str:
+    """``4``, ``5,1,1,1`` or ``own``; where revisions are asked for, ``4 + 1 of revision``."""
+    name = str(n_steps or "own") if schedule is None else ",".join(map(str, schedule))
+    return name if revisions is None else f"{name} + {revisions} of revision"
 
 
 def _of_bundle(
-    bundle: Bundle, keywords: Sequence[str] | None, backend: str, n_steps: int | None
+    bundle: Bundle,
+    keywords: Sequence[str] | None,
+    backend: str,
+    n_steps: int | None,
+    revisions: int | None,
 ) -> KeywordModel:
     point = bundle.manifest.operating_point
     own = {} if point is None else point.thresholds
@@ -176,12 +189,16 @@ def _of_bundle(
             "give --keyword WORD, once for each"
         )
     loaded = load_backend(bundle, backend)
-    system = TextKeywordSystem.of_bundle(bundle, loaded, keywords or [*own], n_steps=n_steps)
-    how = f"{backend}, {n_steps or 'own'} passes"
+    system = TextKeywordSystem.of_bundle(
+        bundle, loaded, keywords or [*own], n_steps=n_steps, revisions=revisions
+    )
+    how = f"{backend}, {passes_name(n_steps, None, revisions)} passes"
     return KeywordModel(system, name, f"{identity} {how}", own)
 
 
-def _of_checkpoint(path: Path, keywords: Sequence[str] | None, n_steps: int | None) -> KeywordModel:
+def _of_checkpoint(
+    path: Path, keywords: Sequence[str] | None, n_steps: int | None, revisions: int | None
+) -> KeywordModel:
     loaded = load_checkpoint(path)
     if isinstance(loaded.task, KeywordTask):
         system = TorchKeywordSystem(loaded.task.model)
@@ -193,10 +210,11 @@ def _of_checkpoint(path: Path, keywords: Sequence[str] | None, n_steps: int | No
             f"{path}: expected keywords, since the model writes text and its recipe names none; "
             "give --keyword WORD, once for each"
         )
-    transcriber = TorchTranscriber(loaded, n_steps=n_steps)
+    transcriber = TorchTranscriber(loaded, n_steps=n_steps, revisions=revisions)
     _check_rate(transcriber.spec)
     text = TextKeywordSystem(transcriber.spec, lambda x: [transcriber.log_probs(x)], wanted)
-    return KeywordModel(text, path.name, f"{loaded.sha256} torch, {n_steps or 'own'} passes", {})
+    how = f"torch, {passes_name(n_steps, None, revisions)} passes"
+    return KeywordModel(text, path.name, f"{loaded.sha256} {how}", {})
 
 
 def _check_own_keywords(path: Path, keywords: Sequence[str] | None, spec: KeywordModelSpec) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edge_imputer.decoding import Language, SearchedText
 from edge_imputer.errors import CheckpointError
-from edge_imputer.imputation import resolve_schedule
+from edge_imputer.imputation import resolve_revisions, resolve_schedule
 from edge_imputer.specs import ModelSpec
 from edge_imputer.tokens import Tokenizer
 
@@ -35,6 +35,7 @@ class TorchTranscriber:
     checkpoint : of a model that writes text
     n_steps, schedule : passes of the head a chunk, or frames committed in each; the model's own
         schedule if neither is given
+    revisions : passes after these that look at every frame again; the model's own if None
     language : what may be said; without it the text is what was committed frame by frame
 
     Raises
@@ -49,6 +50,7 @@ class TorchTranscriber:
         *,
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
+        revisions: int | None = None,
         language: Language | None = None,
     ) -> None:
         if not isinstance(checkpoint.spec, ModelSpec):
@@ -64,6 +66,7 @@ class TorchTranscriber:
         self._tokenizer = Tokenizer(self.spec.tokens)
         self._search = None if language is None else SearchedText(language, self.spec)
         self._schedule = resolve_schedule(self.spec.head, n_steps, schedule)
+        self._revisions = resolve_revisions(self.spec.head, revisions)
 
     def text(self, waveform: npt.NDArray[np.float32]) -> str:
         """Transcribe a recording, float32 (n,)."""
@@ -79,7 +82,9 @@ class TorchTranscriber:
         features = self._featurizer.normalize(self._featurizer.features(waveform))
         x = torch.from_numpy(features)[None]
         encoder_out, _ = self._encoder(x, torch.tensor([x.shape[1]]))
-        alignment, log_probs = decode_with_log_probs(self._head, encoder_out, self._schedule)
+        alignment, log_probs = decode_with_log_probs(
+            self._head, encoder_out, self._schedule, revisions=self._revisions
+        )
         return alignment[0], log_probs[0]
 
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
@@ -98,6 +103,7 @@ def open_transcriber(
     *,
     n_steps: int | None = None,
     schedule: Sequence[int] | None = None,
+    revisions: int | None = None,
     language: Language | None = None,
 ) -> tuple[TorchTranscriber, str]:
     """The transcriber of a checkpoint, and the file's hash.
@@ -110,5 +116,7 @@ def open_transcriber(
     from ..checkpoint import load_checkpoint
 
     loaded = load_checkpoint(path)
-    model = TorchTranscriber(loaded, n_steps=n_steps, schedule=schedule, language=language)
+    model = TorchTranscriber(
+        loaded, n_steps=n_steps, schedule=schedule, revisions=revisions, language=language
+    )
     return model, loaded.sha256

@@ -44,11 +44,17 @@ class Transcriber:
         *,
         n_steps: int | None = None,
         schedule: Sequence[int] | None = None,
+        revisions: int | None = None,
         language: Language | None = None,
     ) -> None:
         self.sample_rate = bundle.spec.features.sample_rate
         self._recognizer = Recognizer(
-            bundle, backend=backend, n_steps=n_steps, schedule=schedule, language=language
+            bundle,
+            backend=backend,
+            n_steps=n_steps,
+            schedule=schedule,
+            revisions=revisions,
+            language=language,
         )
 
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:

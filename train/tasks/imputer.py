@@ -145,19 +145,35 @@ class ImputerTask(SpeechTask):
         losses, restraint = self.restrain(per_token(losses, batch), logits, frames, batch)
         return losses + self.logit_penalty(logits, frames), restraint
 
-    @torch.no_grad()
-    def validate(self, batch: Batch) -> dict[str, tuple[float, float]]:
-        """As `SpeechTask.validate`; of rivals at K = block size."""
-        found = super().validate(batch)
-        if self.rivals:
-            encoder_out, frames = self.encoder(batch.features, batch.lengths)
-            block = self.spec.head.block_size
-            for name in self.settings.rivals:
-                steps = 1 if self.settings.rival(name).all_masked == 1 else block
-                head = cast("ImputerHead", self.rivals[name])
-                alignment = decode(head, encoder_out, schedule(steps, block))
-                found[f"{name}/wer_k{steps}"] = self.word_errors(batch, alignment, frames)
+    def heard_errors(
+        self, batch: Batch, encoder_out: Tensor, frames: Tensor
+    ) -> dict[str, tuple[float, float]]:
+        """As `SpeechTask.heard_errors`; of rivals at K = block size.
+
+        Of heads that learn to revise (`refined`) "wer_k1r1" too: all at once, and looked at again.
+        """
+        found = super().heard_errors(batch, encoder_out, frames)
+        block = self.spec.head.block_size
+        for name in self.settings.rivals:
+            steps = 1 if self.settings.rival(name).all_masked == 1 else block
+            head = cast("ImputerHead", self.rivals[name])
+            alignment = decode(head, encoder_out, schedule(steps, block))
+            found[f"{name}/wer_k{steps}"] = self.word_errors(batch, alignment, frames)
+        for prefix, head in self._revisers().items():
+            alignment = decode(head, encoder_out, (head.spec.block_size,), revisions=1)
+            found[f"{prefix}wer_k1r1"] = self.word_errors(batch, alignment, frames)
         return found
+
+    def _revisers(self) -> dict[str, ImputerHead]:
+        """The heads that learn to revise, by what goes before the names of their measures."""
+        heads = {"": (self.head, self.settings)}
+        for name, rival in self.rivals.items():
+            heads[f"{name}/"] = cast("ImputerHead", rival), self.settings.rival(name)
+        return {
+            prefix: head
+            for prefix, (head, settings) in heads.items()
+            if settings.refined and settings.all_masked < 1
+        }
 
 
 @dataclass

@@ -116,7 +116,12 @@ class SpeechTask(Task):
     @torch.no_grad()
     def validate(self, batch: Batch) -> dict[str, tuple[float, float]]:
         """Word errors over words, at K = 1 and, where the head reads alignments, K = block size."""
-        encoder_out, frames = self.encoder(batch.features, batch.lengths)
+        return self.heard_errors(batch, *self.encoder(batch.features, batch.lengths))
+
+    def heard_errors(
+        self, batch: Batch, encoder_out: Tensor, frames: Tensor
+    ) -> dict[str, tuple[float, float]]:
+        """What `validate` gives, of a batch that the encoder has heard."""
         block = self.spec.head.block_size
         found: dict[str, tuple[float, float]] = {}
         for n_steps in {1, 1 if self.spec.head.mixer == "none" else block}:
