@@ -88,7 +88,7 @@ class Hypotheses:
             lengths = lengths[:, None]
         else:
             lengths = lengths_of(self.gradients(), squared=squared)
-        # A labeling that cannot be weighs nothing, whatever its length. NaN stays: there is no score.
+        # A labeling that cannot be weighs nothing, whatever its length; a weight of NaN stays one.
         return (self.weights * lengths).where(self.weights != 0, 0.0).sum(0)
 
 
