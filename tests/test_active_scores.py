@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from edge_imputer.errors import SpecError
-from edge_imputer.train.active import STRATEGIES, ScoredBatch, open_scorer
+from edge_imputer.train.active import STRATEGIES, ScoredBatch, open_scorer, speech
+from edge_imputer.train.active.gradients import label_gradients
+from edge_imputer.train.active.heard import Readout
 from edge_imputer.train.active.keywords import TRAINED
 from edge_imputer.train.active.speech import HeardSpeech
 from edge_imputer.train.data import Batch
@@ -138,6 +140,52 @@ def test_egl_of_ctc_is_that_of_all_labelings() -> None:
     p = logits.softmax(-1)
     assert frame == pytest.approx((-(p * p.log()).sum((1, 2))).tolist())
     assert all(path > labeling for path, labeling in zip(frame, entropies, strict=True))
+
+
+def hears(logits: torch.Tensor, inputs: torch.Tensor) -> Any:
+    """In the place of `HeardSpeech._read`: what its output layer gives, and reads."""
+    return lambda heard, _seen: Readout.of(logits, inputs, heard._n_frames)
+
+
+def unclear(n_frames: int, sure: float, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in which one token of a frame has probability `sure`, the others share the rest."""
+    generator = torch.Generator().manual_seed(0)
+    path = torch.randint(0, n_tokens, (n_frames,), generator=generator)
+    p = torch.full((1, n_frames, n_tokens), (1 - sure) / (n_tokens - 1), dtype=torch.float64)
+    p[0, torch.arange(n_frames), path] = sure
+    return p.log(), torch.randn(1, n_frames, 5, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_frames", [100, 400])
+def test_egl_of_long_unclear_clips_does_not_underflow(
+    n_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 the probability of any label of 400 frames is 0."""
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        of = model("ctc").to(dtype)
+        b = batch((4 * n_frames,))
+        b = replace(b, features=b.features.to(dtype))
+        logits, inputs = (x.to(dtype) for x in unclear(n_frames, 0.4, len("_ ab")))
+        monkeypatch.setattr(HeardSpeech, "_read", hears(logits, inputs))
+        found[dtype] = score("egl", of, b)
+    assert found[torch.float32] == pytest.approx(found[torch.float64], rel=0.02)
+    assert found[torch.float32][0] > n_frames / 4
+
+
+def test_a_clip_without_a_possible_label_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not 0, which is the score of a clip that the model is sure of."""
+
+    def impossible(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, delta = label_gradients(*given)
+        losses[:, 1] = torch.inf
+        return losses, delta
+
+    monkeypatch.setattr(speech, "label_gradients", impossible)
+    found = open_scorer("egl", model("ctc")).score(batch((32, 16)))
+    assert found.scores[0] is not None
+    assert found.scores[1] is None
+    assert found.problems == {1: "expected a finite score, got nan"}
 
 
 @pytest.mark.parametrize("name", ["imputer, dp", "imputer, bernoulli", "imputer, attention"])

@@ -10,7 +10,13 @@ import pytest
 from edge_imputer.cli.main import main
 from edge_imputer.cli.steps import corpus_folder
 from edge_imputer.train.active import selection_benchmark as benchmark
-from edge_imputer.train.active.selection_benchmark import WITHOUT_NETWORK, Bench, Row, figures
+from edge_imputer.train.active.selection_benchmark import (
+    DEFAULT,
+    WITHOUT_NETWORK,
+    Bench,
+    Row,
+    figures,
+)
 
 from .processes import run_python
 
@@ -21,9 +27,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def test_every_strategy_and_size_is_measured(bench: Bench) -> None:
-    rows = bench.rows(("random", "egl"))
+    rows = bench.rows(("random", DEFAULT))
     cpu = [(row.strategy, row.n_clips) for row in rows if row.where == "one core (CPU time)"]
-    assert cpu == [(WITHOUT_NETWORK, 6), ("random", 6), ("egl", 6), ("egl", 3), ("egl", 9)]
+    of_default = [(DEFAULT, 6), (DEFAULT, 3), (DEFAULT, 9)]
+    assert cpu == [(WITHOUT_NETWORK, 6), ("random", 6), *of_default]
     assert min(row.ms_per_clip for row in rows) > 0
     assert min(row.audio_s_per_s for row in rows) > 0
     assert bench.shards_agree()
@@ -31,12 +38,12 @@ def test_every_strategy_and_size_is_measured(bench: Bench) -> None:
 
 def test_figures_are_of_the_middle_pool() -> None:
     where = "one core (CPU time)"
-    rows = [Row("egl", n, where, ms, 9.0) for n, ms in ((3, 4.0), (6, 5.0), (9, 6.0))]
+    rows = [Row(DEFAULT, n, where, ms, 9.0) for n, ms in ((3, 4.0), (6, 5.0), (9, 6.0))]
     rows += [Row(WITHOUT_NETWORK, 6, where, 1.0, 9.0), Row("random", 6, where, 2.0, 9.0)]
-    rows += [Row("egl", 9, "a GPU", 0.1, 9.0)]
+    rows += [Row(DEFAULT, 9, "a GPU", 0.1, 9.0)]
     assert figures(rows) == {
         "clips_per_s": 200.0,
-        "clips_per_s, egl": 200.0,
+        f"clips_per_s, {DEFAULT}": 200.0,
         "clips_per_s, random": 500.0,
         "clip_time_largest_over_smallest_pool": 1.5,
     }
@@ -45,7 +52,7 @@ def test_figures_are_of_the_middle_pool() -> None:
 def test_the_command_prints_and_writes_the_figures(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
-    rows = [Row("egl", 6, "one core (CPU time)", 5.0, 9.0)]
+    rows = [Row(DEFAULT, 6, "one core (CPU time)", 5.0, 9.0)]
     monkeypatch.setattr(benchmark, "Bench", lambda folder, digits: bench)
     monkeypatch.setattr(bench, "rows", lambda: rows)
     monkeypatch.setattr(benchmark, "growth_apart", lambda n: 1.2345678 if n == 1_000_000 else None)
@@ -58,7 +65,7 @@ def test_the_command_prints_and_writes_the_figures(
     assert printed["clips_per_s"] == 200.0
     assert printed["rss_growth_mb_1m_rows"] == 1.235
     assert printed["two_shards_same"] is True
-    assert printed["rows"][0]["strategy"] == "egl"
+    assert printed["rows"][0]["strategy"] == DEFAULT
 
 
 GROWTH = """

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_imputer.cli.main import main
@@ -162,6 +163,54 @@ def test_tables_are_joined_by_path_or_id(manifest: Path, tmp_path: Path) -> None
     csv = tmp_path / "labels.csv"
     csv.write_text('path,sentence\nhall/a.wav,"one, two"\n')
     assert joined(manifest, csv)[0] == {"hall/a.wav": "one, two"}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        Label(where="line 2", audio="/data/spk2/d.flac", text="on"),
+        Label(where="line 2", audio="s3://bucket/other/d.flac", text="on"),
+        Label(where="line 2", audio="hall/d.flac", clip="feedfeedfeedfeed", text="on"),
+    ],
+    ids=["path", "url", "id"],
+)
+def test_a_label_of_another_clip_is_not_put_on_one_of_its_name(
+    manifest: Path, tmp_path: Path, label: Label
+) -> None:
+    with pytest.raises(DataError, match="1 x clip that is not in the manifest: line 2"):
+        add_labels(manifest, [label], tmp_path / "new.jsonl")
+
+
+def test_the_folder_of_the_manifest_counts(tmp_path: Path) -> None:
+    home = tmp_path / "spk1"
+    home.mkdir()
+    manifest = write_lines(home / "m.jsonl", [pool_row("0001.wav", 1.0), pool_row("0002.wav", 1.0)])
+    for audio in ("0001.wav", "/0001.wav", "spk1/0001.wav", "s3://b/spk1/0001.wav",
+                  str(home / "0001.wav"), "C:\\x\\spk1\\0001.wav"):  # fmt: skip
+        label = Label(where="line 2", audio=audio, text="on")
+        assert add_labels(manifest, [label], tmp_path / "new.jsonl").written == 1
+    with pytest.raises(DataError, match="not in the manifest"):
+        add_labels(
+            manifest, [msgspec.structs.replace(label, audio="spk2/0001.wav")], tmp_path / "n.jsonl"
+        )
+
+
+@pytest.mark.parametrize("audio", ["100%25.wav", "a#b.wav", "what?.wav", "x/what?d=1.wav"])
+def test_plain_paths_are_taken_as_they_are(tmp_path: Path, audio: str) -> None:
+    rows = [pool_row(name, 1.0) for name in (audio, "100%.wav", "b.wav", "1.wav", "what")]
+    manifest = write_lines(tmp_path / "m.jsonl", rows)
+    label = Label(where="line 2", audio=audio, text="on")
+    out = tmp_path / "new" / "manifest.jsonl"
+    assert add_labels(manifest, [label], out).written == 1
+    assert (out.parent / read_lines(out)[0]["audio"]).resolve() == tmp_path / audio
+
+
+def test_what_a_row_was_labelled_before_is_gone(tmp_path: Path) -> None:
+    manifest = write_lines(tmp_path / "m.jsonl", [pool_row("a.wav", 1.0, text="x", label="yes")])
+    out = tmp_path / "new.jsonl"
+    for given, text, label in (({"text": "no"}, "no", None), ({"label": "lamp"}, None, "lamp")):
+        add_labels(manifest, [Label(where="line 2", audio="a.wav", **given)], out)
+        assert [(r["text"], r.get("label")) for r in read_lines(out)] == [(text, label)]
 
 
 def test_classes_come_back_too(manifest: Path, tmp_path: Path) -> None:

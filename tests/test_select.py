@@ -137,7 +137,7 @@ def _names(folder: Path) -> list[tuple[str, float]]:
 
 
 def _scores(folder: Path) -> list[dict]:
-    files = shards_in(folder / "to_label")
+    files = (folder / "to_label").glob("scores-*-of-*.jsonl")
     return sorted((e for f in files for e in read_lines(f)[1:]), key=lambda e: e["row"])
 
 
@@ -335,7 +335,7 @@ def made_up(folder: Path, entries: list[Entry], of: int = 1) -> ScoreTable:
         with ScoreLog(folder, shard, purpose, len(entries)) as log:
             for block in log.blocks:
                 log.add(entries[block * BLOCK : (block + 1) * BLOCK])
-    return ScoreTable.read(shards_in(folder), purpose, len(entries))
+    return ScoreTable.read(shards_in(folder, purpose), purpose, len(entries))
 
 
 def entry(row: int, per_second: float, seconds: float = 1.0, print_: int | None = None) -> Entry:
@@ -394,6 +394,38 @@ def test_damaged_scores_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"hello\n")
     with pytest.raises(DataError, match="not a file of scores"):
         made_up(tmp_path, entries)
+
+
+@pytest.mark.parametrize("left", [0, 128])
+def test_lost_embeddings_are_not_replaced_by_zeros(tmp_path: Path, left: int) -> None:
+    entries = [entry(k, 1.0) for k in range(2 * BLOCK)]
+    embeddings = {place: np.ones(3, np.float32) for place in range(BLOCK)}
+    with ScoreLog(tmp_path, Shard(), {}, len(entries)) as log:
+        log.add(entries[:BLOCK], embeddings)
+    file = log.path.with_suffix(".f32")
+    for lose in (lambda: file.write_bytes(file.read_bytes()[:left]), file.unlink):
+        lose()
+        for _ in range(2):
+            with (
+                ScoreLog(tmp_path, Shard(), {}, len(entries)) as log,
+                pytest.raises(DataError, match=r"embeddings of 64 .*scores-1-of-1.jsonl .*anew"),
+            ):
+                log.add(entries[BLOCK:], embeddings)
+    log.path.unlink()
+    with ScoreLog(tmp_path, Shard(), {}, len(entries)) as log:
+        log.add(entries[:BLOCK], embeddings)
+        log.add(entries[BLOCK:], embeddings)
+    table = ScoreTable.read([log.path], {}, len(entries))
+    assert (table.embeddings(list(table.entries([0, 70]))) == 1).all()
+
+
+def test_a_set_that_is_scored_is_taken_before_one_that_is_not(tmp_path: Path) -> None:
+    entries = [entry(k, 1.0 + k) for k in range(2 * BLOCK)]
+    with ScoreLog(tmp_path, Shard(), {"model": "none"}, len(entries)) as log:
+        log.add(entries[:BLOCK])  # and then it was killed
+    assert choose(made_up(tmp_path, entries, 2), Choosing(3.0)).rows.tolist() == [127, 126, 125]
+    assert len(shards_in(tmp_path, {"model": "none"})) == 2
+    assert len(shards_in(tmp_path, {"model": "other"})) == 1
 
 
 def test_a_shard_is_complete_when_all_of_its_rows_are_there(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def active_study(
     `edge-imputer active-study digits --base-hours 0.02 --round-hours 0.02`
 
     `edge-imputer active-study ctc --data corpora/talk --noises corpora/kitchen --seeds 5
-    --strategy random --strategy egl --strategy egl-diversity`
+    --strategy random --strategy egl-sampled --strategy egl-diversity`
     """
     require("lightning", extra="train")
     require("jiwer", extra="train")

@@ -88,8 +88,8 @@ class Hypotheses:
             lengths = lengths[:, None]
         else:
             lengths = lengths_of(self.gradients(), squared=squared)
-        # A labeling that cannot be weighs nothing, whatever its length.
-        return (self.weights * lengths).where(self.weights > 0, 0.0).sum(0)
+        # A labeling that cannot be weighs nothing, whatever its length; a weight of NaN stays one.
+        return (self.weights * lengths).where(self.weights != 0, 0.0).sum(0)
 
 
 class Heard(ABC):

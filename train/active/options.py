@@ -23,8 +23,9 @@ class ScoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     n_best : int
         Labelings that "egl" sums over, the most probable ones that a beam of this width finds.
     renormalise : bool
-        Whether their probabilities are divided by their sum. Without, "egl" is the sum as the
-        paper has it, and falls towards 0 as clips get longer.
+        Whether their probabilities are divided by their sum: as if no other labeling could be,
+        which puts "egl" far too high where many can. Without, it is the sum as the paper has it,
+        and falls towards 0 as clips get longer.
     n_samples : int
         Labelings that are drawn, where they are.
     n_masks : int

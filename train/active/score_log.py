@@ -152,6 +152,11 @@ class ScoreLog:
         ----------
         entries : of all rows of the next block, in their order
         embeddings : (D,) by place in `entries`, of strategies that choose by them
+
+        Raises
+        ------
+        DataError
+            The file cannot be written, or embeddings of blocks that are done are lost.
         """
         numbered = list(entries)
         if embeddings:
@@ -178,6 +183,9 @@ class ScoreLog:
         data = np.ascontiguousarray(vectors, "<f4").tobytes()
         descriptor = os.open(self._embeddings, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
+            size = os.fstat(descriptor).st_size
+            if size < place:  # else zeros would take the place of what is lost
+                raise lost_embeddings(self._embeddings, self._n_vectors, size)
             os.ftruncate(descriptor, place)
             while data:
                 written = os.pwrite(descriptor, data, place)
@@ -199,6 +207,14 @@ def head_of(purpose: dict[str, Any]) -> bytes:
 def embedding_file(scores: Path) -> Path:
     """Where the embeddings of a file of scores are, little-endian float32, row by row."""
     return scores.with_suffix(".f32")
+
+
+def lost_embeddings(path: Path, n: int, size: int) -> DataError:
+    """What is wrong with a file of embeddings that has not what the scores beside it say."""
+    return DataError(
+        f"{path}: expected the embeddings of {n} clips, got {size} bytes; remove "
+        f"{path.with_suffix('.jsonl').name} beside it and score anew"
+    )
 
 
 def _resume(

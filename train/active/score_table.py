@@ -21,6 +21,8 @@ from .score_log import (
     entry_of,
     foreign,
     head_of,
+    is_complete,
+    lost_embeddings,
     rows_of,
 )
 
@@ -141,10 +143,7 @@ class ScoreTable:
 def _vectors(path: Path, n: int) -> npt.NDArray[np.float32]:
     size = path.stat().st_size if path.is_file() else 0
     if not n or not size or size % (4 * n):
-        raise DataError(
-            f"{path}: expected the embeddings of {n} clips, got {size} bytes; remove "
-            f"{path.with_suffix('.jsonl').name} beside it and score anew"
-        )
+        raise lost_embeddings(path, n, size)
     return np.memmap(path, "<f4", "r", shape=(n, size // 4 // n))
 
 
@@ -182,8 +181,13 @@ def read_in_order(
             file.close()
 
 
-def shards_in(folder: Path) -> list[Path]:
-    """The files of a whole set of shards, in order.
+def shards_in(folder: Path, purpose: dict[str, Any]) -> list[Path]:
+    """The files of a whole set of shards, in order; one whose shards are all scored, if any.
+
+    Parameters
+    ----------
+    folder : Path
+    purpose : what they are to hold for, see `ScoreLog`
 
     Raises
     ------
@@ -195,9 +199,14 @@ def shards_in(folder: Path) -> list[Path]:
         match = _NAME.fullmatch(path.name)
         if match:
             found.setdefault(int(match[2]), {})[int(match[1])] = path
-    for of, parts in sorted(found.items()):
-        if len(parts) == of:
-            return [parts[index] for index in range(1, of + 1)]
+    whole = [
+        [parts[index] for index in range(1, of + 1)]
+        for of, parts in sorted(found.items())
+        if len(parts) == of
+    ]
+    if whole:
+        scored = (files for files in whole if all(is_complete(f, purpose) for f in files))
+        return next(scored, whole[0])
     if not found:
         raise DataError(f"{folder}: expected scores, found none; score the shards first")
     of, parts = max(found.items(), key=lambda item: len(item[1]) / item[0])

@@ -62,7 +62,7 @@ class SelectionOptions:
     pool: Path
     out: Path
     budget_s: float
-    strategy: str = "egl"
+    strategy: str = "egl-sampled"
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     rules: JunkRules = field(default_factory=JunkRules)
@@ -177,7 +177,7 @@ class Selection:
             A shard is missing or not finished, or there is nothing to choose.
         """
         options = self.options
-        files = shards_in(options.folder)
+        files = shards_in(options.folder, self.purpose)
         left_out = LeftOut(self.pool_file, options.folder)
         with left_out:
             table = ScoreTable.read(

@@ -37,7 +37,7 @@ from .strategies import STRATEGIES
 RATE = 16_000
 WORDS = (2, 5)
 SIZES = (64, 128, 256)  # clips
-DEFAULT = "egl"
+DEFAULT = SelectionOptions.strategy
 WITHOUT_NETWORK = "read and looked at"
 
 

@@ -106,11 +106,9 @@ class HeardSpeech(Heard):
             losses, delta = label_gradients(log_probs, n_frames, labels)
             weights = labels.weights
             if how == "likeliest":
-                weights = weights * (-losses).exp()
-                if options.renormalise:
-                    least = losses.where(weights > 0, torch.inf).amin(0)
-                    weights = labels.weights * (least - losses).exp()
-                    weights = weights / weights.sum(0)
+                log_weights = (-losses).where(weights > 0, -torch.inf)
+                # Of a long clip that is unclear, no probability is above 0 in float32.
+                weights = log_weights.softmax(0) if options.renormalise else log_weights.exp()
             found.append(Hypotheses(readout, weights, delta))
         return found
 

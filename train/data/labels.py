@@ -82,8 +82,8 @@ def add_labels(
     Parameters
     ----------
     manifest : of the clips, such as `edge-imputer select` wrote
-    labels : see `read_labels`; each belongs to the row of its id, or to the one whose path ends
-        like the tool's name of the audio
+    labels : see `read_labels`; each belongs to the row of its id; without one, to the row whose
+        path ends like the tool's name of the audio, its folder included if it has one
     out : the manifest to write; paths in it lead to the same audio
     characters : the only ones that a text may have, beside the space
     remove_punctuation : see `normalize`
@@ -159,7 +159,8 @@ def _matched(
 ) -> tuple[dict[int, Label], int]:
     """The label of every row that has one, and how many rows there are."""
     ids = {label.clip for label in labels if label.clip}
-    ends = {_parts(label.audio)[-1] for label in labels if label.audio}
+    ends = {parts[-1] for label in labels for parts in _readings(label.audio)}
+    home = os.path.abspath(source.parent)
     by_id: dict[str, list[int]] = {}
     by_end: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
     n_rows = 0
@@ -167,12 +168,12 @@ def _matched(
         n_rows += 1
         if row.clip in ids:
             by_id.setdefault(row.clip, []).append(number)
-        parts = tuple(PurePosixPath(row.audio.replace("\\", "/")).parts)
+        parts = _folders(os.path.normpath(os.path.join(home, row.audio.replace("\\", "/"))))
         if parts and parts[-1] in ends:
             by_end.setdefault(parts[-1], []).append((number, parts))
     found: dict[int, Label] = {}
     for label in labels:
-        rows = by_id.get(label.clip) or _by_path(label, by_end)
+        rows = by_id.get(label.clip, []) if label.clip else _by_path(label, by_end)
         name = f"{label.where} ({label.audio or label.clip})"
         if not rows:
             report.add("clip that is not in the manifest", name)
@@ -187,35 +188,52 @@ def _matched(
     return found, n_rows
 
 
-def _by_path(label: Label, by_end: Mapping[str, list[tuple[int, tuple[str, ...]]]]) -> list[int]:
-    """Rows whose path ends most like the name of the label's audio."""
-    parts = _parts(label.audio)
-    best: list[int] = []
-    most = 0
-    for number, path in by_end.get(parts[-1], ()) if label.audio else ():
-        same = 0
-        for mine, theirs in zip(reversed(parts), reversed(path), strict=False):
-            if mine != theirs:
-                break
-            same += 1
-        if same > most:
-            best, most = [number], same
-        elif same == most:
-            best.append(number)
-    return best
+def _by_path(
+    label: Label, by_end: Mapping[str, Sequence[tuple[int, tuple[str, ...]]]]
+) -> list[int]:
+    """Rows whose path ends most like the name of the label's audio, with its folder if it has one.
+
+    Files of one name are common, so a name in another folder is another clip.
+    """
+    for parts in _readings(label.audio):
+        best: list[int] = []
+        most = 1 if len(parts) > 1 else 0
+        for number, path in by_end.get(parts[-1], ()):
+            same = 0
+            for mine, theirs in zip(reversed(parts), reversed(path), strict=False):
+                if mine != theirs:
+                    break
+                same += 1
+            if same > most:
+                best, most = [number], same
+            elif same == most and best:
+                best.append(number)
+        if best:
+            return best
+    return []
 
 
-def _parts(audio: str) -> tuple[str, ...]:
-    """The parts of a path, of a URL's path, or of the file that a local URL names."""
+def _readings(audio: str) -> list[tuple[str, ...]]:
+    """Folders and name that a tool's name of an audio may mean, the first that fits counts.
+
+    What is no URL with a scheme may be a plain path, in which ``%20`` and ``?`` are themselves, or
+    a URL on the tool's own server.
+    """
+    if not audio:
+        return []
     url = urlsplit(audio)
-    path = url.path
-    if url.query.startswith("d="):
-        path = url.query[2:]
-    elif not url.scheme and not url.query:
-        path = audio
-    parts = PurePosixPath(unquote(path).replace("\\", "/")).parts or ("",)
-    uploaded = _UPLOADED.fullmatch(parts[-1]) if "upload" in parts else None
-    return (uploaded[1],) if uploaded else parts
+    is_file = url.path.endswith("/local-files/") and url.query.startswith("d=")
+    served = _folders(unquote(url.query[2:] if is_file else url.path))
+    uploaded = _UPLOADED.fullmatch(served[-1]) if "upload" in served else None
+    if uploaded:
+        served = (uploaded[1],)
+    readings = [served] if "://" in audio else [_folders(audio), served]
+    return [parts for parts in readings if parts]
+
+
+def _folders(path: str) -> tuple[str, ...]:
+    """The parts of a path, its root left out."""
+    return tuple(part for part in PurePosixPath(path.replace("\\", "/")).parts if part != "/")
 
 
 def _write(source: Path, target: Path, labels: Mapping[int, Label], report: LabelReport) -> None:
@@ -231,6 +249,7 @@ def _write(source: Path, target: Path, labels: Mapping[int, Label], report: Labe
             if not os.path.isabs(row["audio"]):
                 row["audio"] = os.path.relpath(folder / row["audio"], home.resolve())
             row["text"] = label.text
+            row.pop("label", None)  # whatever it was: it is what is said now that counts
             if label.label is not None:
                 row["label"] = label.label
             encoded = msgspec.json.encode(row)
