@@ -17,6 +17,7 @@ from edge_imputer.train.active.fingerprint import (
     Fingerprinter,
     KnownPrints,
     _bin,
+    _count,
     difference,
 )
 from edge_imputer.train.active.junk import REASONS, JunkFilter, JunkRules
@@ -65,6 +66,63 @@ def test_other_recordings_have_other_fingerprints() -> None:
     assert {p.shape for p in prints} == {(PRINT_BYTES,)}
     far = [off(a, b) for k, a in enumerate(prints) for b in prints[:k]]
     assert min(far) > NEAR + 0.05
+
+
+@pytest.mark.parametrize("n_clicks", [1, 2])
+def test_clips_are_not_one_because_all_begin_with_a_click(n_clicks: int) -> None:
+    """Of a button, at full scale over quiet speech: 10 ms each."""
+    rng = np.random.default_rng(1)
+    click = 0.99 * np.sign(rng.standard_normal(160))
+    recordings = []
+    for k in range(20):
+        w = np.concatenate([np.zeros(1600), 0.07 * babble(k)])
+        w += 1e-4 * rng.standard_normal(len(w))
+        for start in (200, 800)[:n_clicks]:
+            w[start : start + 160] = click
+        recordings.append(w.astype(np.float32))
+    prints = [make(w) for w in recordings]
+    far = [off(a, b) for k, a in enumerate(prints) for b in prints[:k]]
+    assert min(far) > NEAR + 0.05
+    copies = [
+        off(p, make(coded(w, "FLAC", "PCM_16"))) for p, w in zip(prints, recordings, strict=True)
+    ]
+    assert max(copies) <= NEAR
+
+
+def test_prints_of_next_to_nothing_are_nobodys_copies() -> None:
+    silence = make(np.zeros(RATE, np.float32))
+    click = np.zeros(RATE, np.float32)
+    click[8000:8004] = 0.9
+    known = KnownPrints()
+    for nothing in (silence, make(click)):
+        assert off(nothing, nothing) == 1
+        known.add(nothing, 1.0)
+        assert known.find(nothing, 1.0) is None
+
+
+def test_the_nearest_is_that_of_all_one_by_one() -> None:
+    """Prints of one length, some of them copies in which few or many bits differ."""
+    rng = np.random.default_rng(0)
+    bits = rng.random((300, 8 * PRINT_BYTES)) < rng.uniform(0.05, 0.7, (300, 1))
+    copies = bits[:150] ^ (rng.random((150, 8 * PRINT_BYTES)) < rng.uniform(0, 0.3, (150, 1)))
+    prints, asked = np.packbits(bits, axis=1), np.packbits(copies, axis=1)
+    known = KnownPrints()
+    for print_ in prints:
+        known.add(print_, 1.0)
+    expected = []
+    for print_ in asked:
+        far = difference(prints, print_)
+        expected.append(int(far.argmin()) if far.min() <= NEAR else None)
+    assert [known.find(print_, 1.0) for print_ in asked] == expected
+    assert 30 < expected.count(None) < 120
+
+
+def test_bits_are_counted_by_old_versions_of_numpy_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = np.random.default_rng(0).integers(0, 2**64, (3, 5), dtype=np.uint64)[:, ::2]
+    expected = [[bin(int(word)).count("1") for word in row] for row in words]
+    assert _count(words).tolist() == expected
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert _count(words).tolist() == expected
 
 
 @pytest.mark.parametrize("n", [1, 100, 3200])

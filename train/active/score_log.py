@@ -201,7 +201,7 @@ class ScoreLog:
 
 def head_of(purpose: dict[str, Any]) -> bytes:
     """The first line of a file of scores."""
-    return msgspec.json.encode({"scores": 1, **purpose}) + b"\n"
+    return msgspec.json.encode({"scores": 2, **purpose}) + b"\n"
 
 
 def embedding_file(scores: Path) -> Path:

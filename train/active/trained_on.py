@@ -21,7 +21,7 @@ _APART_S = 0.05  # parts of a file that share less than that are apart
 
 
 class TrainedOn:
-    """The clips of some manifests; 20 bytes each for their places and 36 for their sound.
+    """The clips of some manifests; 20 bytes each for their places and 42 for their sound.
 
     Parameters
     ----------
