@@ -80,7 +80,7 @@ demo: setup  ## train, quantise, export and run a small digit recogniser into bu
 test: setup  ## the test suite, without the slow checks (PYTEST_ARGS=...)
 	$(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile $(PYTEST_ARGS)
 
-test-slow: setup  ## the slow checks only
+test-slow: setup litert-oracle  ## the slow checks only, litert-torch's among them
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: setup  ## ruff: rules and format

@@ -181,6 +181,7 @@ def test_the_program_that_goes_there_computes_the_same(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ in litert-torch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["crnn", "conformer", "head"])
 def test_its_files_compute_what_torch_does(litert_torch: None, name: str, tmp_path: Path) -> None:
     step = step_of(name)
@@ -196,6 +197,7 @@ def test_its_files_compute_what_torch_does(litert_torch: None, name: str, tmp_pa
         assert np.corrcoef(rough[0].ravel(), wanted[0].ravel())[0, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_a_module_that_it_cannot_convert_is_an_error(litert_torch: None, tmp_path: Path) -> None:
     class Inverse(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor]:
@@ -205,6 +207,7 @@ def test_a_module_that_it_cannot_convert_is_an_error(litert_torch: None, tmp_pat
         convert(TorchStep(Inverse(), (torch.eye(3),)), tmp_path / "x.tflite")
 
 
+@pytest.mark.slow
 def test_verify_with_it(litert_torch: None, tmp_path: Path) -> None:
     bundle = bundle_of("crnn", tmp_path / "bundle")
     found = verify(bundle, waveforms(), runtimes=[FLOAT, ORACLE], min_float_agreement=0)
@@ -212,6 +215,7 @@ def test_verify_with_it(litert_torch: None, tmp_path: Path) -> None:
     assert {(pair.first, pair.second) for pair in found.pairs} > {(FLOAT, ORACLE)}
 
 
+@pytest.mark.slow
 def test_its_environment_has_the_pinned_versions(litert_torch: None) -> None:
     def pins(file: str) -> dict[str, str]:
         text = (ROOT / file).read_text("utf-8")
