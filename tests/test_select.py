@@ -264,6 +264,50 @@ def test_a_folder_of_recordings_is_a_pool(model: Path, pool: Path, tmp_path: Pat
         run(model, empty, tmp_path / "to_label.jsonl")
 
 
+def test_a_folder_is_listed_once(model: Path, pool: Path, tmp_path: Path) -> None:
+    """What is written into it, by an earlier selection too, is not of the pool."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("000.wav", "001.wav"):
+        shutil.copy(pool.parent / name, folder)
+    out = folder / "to_label.jsonl"
+    run(model, folder, out, export="tsv")
+    assert len(list((folder / "to_label/audio").iterdir())) == 2
+    listed = (folder / "to_label/pool.jsonl").read_bytes()
+    assert run(model, folder, out).all.clips == 2
+    shutil.copy(pool.parent / "002.wav", folder)
+    report = run(model, folder, out)
+    assert report.all.clips == 2
+    assert "1 recordings were added since" in report.warnings[0]
+    assert "another name with --out" in report.warnings[0]
+    assert run(model, folder, tmp_path / "all.jsonl").chosen.clips == 3
+    other = tmp_path / "other"
+    shutil.copytree(pool.parent, other, ignore=shutil.ignore_patterns("*.jsonl", "1*"))
+    with pytest.raises(DataError, match=r"lists recordings that are not in .*other"):
+        selection(model, other, out)
+    assert (folder / "to_label/pool.jsonl").read_bytes() == listed
+    with pytest.raises(DataError, match="where results are to be written"):
+        selection(model, other, tmp_path / "other.jsonl")
+
+
+def test_names_that_are_not_utf8_are_left_out_with_a_note(
+    model: Path, pool: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    try:
+        shutil.copy(pool.parent / "001.wav", os.fsencode(folder) + b"/caf\xe9.wav")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(DataError, match="found neither; 1 recordings whose names are not UTF-8"):
+        selection(model, folder, tmp_path / "to_label.jsonl")
+    shutil.copy(pool.parent / "000.wav", folder)
+    for _ in range(2):
+        report = run(model, folder, tmp_path / "to_label.jsonl")
+        assert report.all.clips == 1
+        assert r"caf\xe9.wav" in report.warnings[0]
+
+
 def test_a_keyword_model_chooses_too(pool: Path, tmp_path: Path) -> None:
     keywords = write_keyword_model(tmp_path / "k.ckpt")
     some = write_lines(pool.parent / "keywords.jsonl", read_lines(pool)[:8])
