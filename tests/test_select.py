@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
 from edge_imputer.cli.main import main
+from edge_imputer.cli.select import chosen_device
 from edge_imputer.errors import CheckpointError, DataError, SpecError
 from edge_imputer.train.active import JunkRules, Selection, SelectionOptions, SelectionReport
 from edge_imputer.train.active import selecting as selecting_module
@@ -264,6 +266,50 @@ def test_a_folder_of_recordings_is_a_pool(model: Path, pool: Path, tmp_path: Pat
         run(model, empty, tmp_path / "to_label.jsonl")
 
 
+def test_a_folder_is_listed_once(model: Path, pool: Path, tmp_path: Path) -> None:
+    """What is written into it, by an earlier selection too, is not of the pool."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in ("000.wav", "001.wav"):
+        shutil.copy(pool.parent / name, folder)
+    out = folder / "to_label.jsonl"
+    run(model, folder, out, export="tsv")
+    assert len(list((folder / "to_label/audio").iterdir())) == 2
+    listed = (folder / "to_label/pool.jsonl").read_bytes()
+    assert run(model, folder, out).all.clips == 2
+    shutil.copy(pool.parent / "002.wav", folder)
+    report = run(model, folder, out)
+    assert report.all.clips == 2
+    assert "1 recordings were added since" in report.warnings[0]
+    assert "another name with --out" in report.warnings[0]
+    assert run(model, folder, tmp_path / "all.jsonl").chosen.clips == 3
+    other = tmp_path / "other"
+    shutil.copytree(pool.parent, other, ignore=shutil.ignore_patterns("*.jsonl", "1*"))
+    with pytest.raises(DataError, match=r"lists recordings that are not in .*other"):
+        selection(model, other, out)
+    assert (folder / "to_label/pool.jsonl").read_bytes() == listed
+    with pytest.raises(DataError, match="where results are to be written"):
+        selection(model, other, tmp_path / "other.jsonl")
+
+
+def test_names_that_are_not_utf8_are_left_out_with_a_note(
+    model: Path, pool: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    try:
+        shutil.copy(pool.parent / "001.wav", os.fsencode(folder) + b"/caf\xe9.wav")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(DataError, match="found neither; 1 recordings whose names are not UTF-8"):
+        selection(model, folder, tmp_path / "to_label.jsonl")
+    shutil.copy(pool.parent / "000.wav", folder)
+    for _ in range(2):
+        report = run(model, folder, tmp_path / "to_label.jsonl")
+        assert report.all.clips == 1
+        assert r"caf\xe9.wav" in report.warnings[0]
+
+
 def test_a_keyword_model_chooses_too(pool: Path, tmp_path: Path) -> None:
     keywords = write_keyword_model(tmp_path / "k.ckpt")
     some = write_lines(pool.parent / "keywords.jsonl", read_lines(pool)[:8])
@@ -286,7 +332,9 @@ def test_the_page_plays_every_clip_and_filters_by_reason(whole: Path) -> None:
     assert set(options) == {"", *reasons}
     sources = re.findall(r'<audio [^>]*src="([^"]+)"', page)
     assert len(sources) == len(reasons)
-    there = [(whole / "to_label" / source).resolve().is_file() for source in sources]
+    paths = [source.partition("#t=0,")[0] for source in sources]
+    there = [(whole / "to_label" / path).resolve().is_file() for path in paths]
+    assert all(re.search(r"#t=0,[0-9.]+$", source) for source in sources)
     assert there.count(False) == 1  # what is missing
     assert "data:image/png;base64," in page
     assert (whole / "to_label/scores.png").read_bytes()[:4] == b"\x89PNG"
@@ -371,6 +419,32 @@ def test_a_recording_is_chosen_once_and_the_better_one(tmp_path: Path) -> None:
     choice = choose(made_up(tmp_path, entries), Choosing(100.0))
     assert choice.rows.tolist() == [3, 1, 2]
     assert choice.repeats.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_of_a_diverse_choice_repeats_are_of_the_chosen(tmp_path: Path, weighted: bool) -> None:
+    """Each recording is there twice, and few are chosen."""
+    entries = [entry(k, 1.0 + k % 7, print_=k // 2) for k in range(60)]
+    rng = np.random.default_rng(0)
+    embeddings = {place: rng.standard_normal(4).astype(np.float32) for place in range(60)}
+    with ScoreLog(tmp_path, Shard(), {}, 60) as log:
+        log.add(entries, embeddings)
+    table = ScoreTable.read([log.path], {}, 60)
+    choice = choose(table, Choosing(5.0, diverse=True, weighted=weighted))
+    chosen = choice.rows.tolist()
+    assert len(chosen) == 5
+    assert sorted(choice.repeats.tolist()) == sorted([row ^ 1, row] for row in chosen)
+    recordings = [row // 2 for row in [*chosen, *choice.below.tolist()]]
+    assert len(set(recordings)) == len(recordings) == 25
+
+
+def test_what_is_just_below_repeats_nothing(tmp_path: Path) -> None:
+    """Half of what ranks below the chosen repeats them, or what is shown already."""
+    sounds = [*range(10), *range(10), *(k // 2 for k in range(20, 80))]
+    entries = [entry(k, 100.0 - k, print_=sound) for k, sound in enumerate(sounds)]
+    choice = choose(made_up(tmp_path, entries), Choosing(10.0))
+    assert choice.rows.tolist() == list(range(10))
+    assert choice.below.tolist() == list(range(20, 60, 2))
 
 
 def test_nothing_to_choose_from_is_an_error(tmp_path: Path) -> None:
@@ -495,8 +569,24 @@ def test_processes_of_one_command_share_the_work(
         assert code == 0, err
         assert out.exists() == (rank == 0)
     assert _names(tmp_path) == _names(whole)
+    (tmp_path / "to_label/scores-2-of-2.done").unlink()  # merging waits for nobody
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        out.unlink(missing_ok=True)
+        assert output(capsys, *same, "--merge")[0] == 0
+        assert out.exists() == (rank == 0)
     monkeypatch.setenv("RANK", "2")
     assert "expected RANK below WORLD_SIZE" in output(capsys, *same)[2]
+
+
+@pytest.mark.parametrize(("rank", "gpus"), [("0", 1), ("7", 1), ("3", 4)])
+def test_a_process_takes_a_gpu_that_it_is_shown(
+    monkeypatch: pytest.MonkeyPatch, rank: str, gpus: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert chosen_device(None) == f"cuda:{int(rank) % gpus}"
 
 
 @pytest.mark.parametrize(

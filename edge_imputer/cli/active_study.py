@@ -39,8 +39,16 @@ def active_study(
         list[str] | None, typer.Option(help="To compare; repeatable; all of them if unset.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each strategy, seeds 1 to this.")] = 3,
-    base_hours: Annotated[float, typer.Option(help="Labelled from the start, at random.")] = 0.5,
-    round_hours: Annotated[float, typer.Option(help="Labelled in every round.")] = 0.5,
+    base_hours: Annotated[
+        float | None,
+        typer.Option(
+            help="Labelled from the start, at random; if unset 0.5, less of a small corpus."
+        ),
+    ] = None,
+    round_hours: Annotated[
+        float | None,
+        typer.Option(help="Labelled in every round; if unset 0.5, less of a small corpus."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that clips are chosen.")] = 3,
     noises: Annotated[
         Path | None, typer.Option(help="Corpus of noise, pieces of which are hidden in the pool.")
@@ -76,7 +84,7 @@ def active_study(
 
     Examples:
 
-    `edge-imputer active-study digits --base-hours 0.02 --round-hours 0.02`
+    `edge-imputer active-study digits`
 
     `edge-imputer active-study ctc --data corpora/talk --noises corpora/kitchen --seeds 5
     --strategy random --strategy egl-sampled --strategy egl-diversity`
@@ -86,7 +94,7 @@ def active_study(
     import msgspec
 
     from edge_imputer.train.active import STRATEGIES
-    from edge_imputer.train.active.study import StudyPlan, run_study
+    from edge_imputer.train.active.study import StudyPlan, hours_for, run_study
     from edge_imputer.train.active.study_corpus import StudyCorpus
     from edge_imputer.train.active.study_report import study_report
     from edge_imputer.train.recipe import read_recipe
@@ -95,24 +103,25 @@ def active_study(
     wanted = read_recipe(recipe, settings or ())
     if wanted.data.hold_out is not None:
         raise SpecError("data.hold_out: expected none in a study, whose test is the split test")
+    words = isinstance(wanted.task, KeywordTaskSpec)
+    corpus = StudyCorpus(
+        corpus_folder(data),
+        words=words,
+        noises=None if noises is None else corpus_folder(noises),
+        noise_share=noise_share if noises is not None else 0.0,
+    )
+    hours = hours_for(corpus, rounds)
     plan = StudyPlan(
         strategies=tuple(strategy or STRATEGIES),
         seeds=tuple(range(1, seeds + 1)),
-        base_hours=base_hours,
-        round_hours=round_hours,
+        base_hours=hours if base_hours is None else base_hours,
+        round_hours=hours if round_hours is None else round_hours,
         rounds=rounds,
         noise_share=noise_share if noises is not None else 0.0,
         filtered=filtered,
         continued=continued,
     )
     plan.check()
-    words = isinstance(wanted.task, KeywordTaskSpec)
-    corpus = StudyCorpus(
-        corpus_folder(data),
-        words=words,
-        noises=None if noises is None else corpus_folder(noises),
-        noise_share=plan.noise_share,
-    )
     try:
         found = run_study(
             wanted,

@@ -158,7 +158,7 @@ def select(
         selection = Selection(options, progress)
         if not merge:
             selection.score(part)
-        if is_process and part.index == 1:
+        if is_process and part.index == 1 and not merge:
             selection.wait(part.of)
     if shard is not None:
         say(f"{part.file(options.folder)}: scored; choose with --merge when all shards are")
@@ -234,7 +234,8 @@ def chosen_device(given: str | None) -> str:
         return "cpu"
     if not torch.cuda.is_available():
         raise SpecError("--device cuda: there is no GPU that torch can use; leave it out")
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    rank = os.environ.get("LOCAL_RANK", "0")  # a process may be shown its own GPU only
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
 class _Bars:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from edge_imputer.errors import DataError, SpecError
 
 from .diversity import choose_diverse
-from .fingerprint import PRINT_BYTES, KnownPrints
+from .fingerprint import PRINT_BYTES, KnownPrints, Print
 from .score_log import Entry
 from .score_table import ScoreTable
 
@@ -21,6 +22,7 @@ Rows = npt.NDArray[np.int32]
 CANDIDATES = 20_000  # clips that differences are looked for among, at least
 CANDIDATE_BUDGETS = 3.0  # or so many times the budget
 CENTRES = 2_000  # times that distances are computed anew
+BELOW = 20  # clips just below the cut that are shown
 _CHUNK = 1024  # entries read at a time
 
 
@@ -69,7 +71,7 @@ class Choice:
         Of all of them.
     n_scored, scored_s : that there was a score for
     repeats : int32, (R, 2)
-        Rows that were left out, and the better ones whose recordings they repeat.
+        Rows that were left out, and the chosen ones whose recordings they repeat.
     cut : float
         The lowest score among the chosen.
     below : int32, (M,)
@@ -111,14 +113,16 @@ def choose(table: ScoreTable, how: Choosing) -> Choice:
             f"no clip fits the budget of {how.budget_s / 3600:g} h; the shortest takes "
             f"{shortest:.1f} s"
         )
+    met = walk.repeats()
+    repeats = met[np.isin(met[:, 1], rows)]  # not of candidates that were not chosen
     return Choice(
         rows=rows,
         seconds=float(table.seconds[rows].sum(dtype=np.float64)),
         n_scored=len(scored),
         scored_s=float(table.seconds[scored].sum(dtype=np.float64)),
-        repeats=walk.repeats(),
+        repeats=repeats,
         cut=float(table.key[rows].min()),
-        below=_below(table, scored, rows, walk),
+        below=_below(table, scored, rows, repeats),
     )
 
 
@@ -155,20 +159,33 @@ class _Walk:
                     left -= entry.seconds
                     yield entry.row
 
+    def know(self, rows: Rows) -> None:
+        """Take rows that are no repeats."""
+        for entry in self._table.entries(rows):
+            self._keep(entry, self._print(entry))
+
     def _is_new(self, entry: Entry) -> bool:
+        print_ = self._print(entry)
+        known = self._known.find(print_, entry.seconds)
+        if known is None:
+            self._keep(entry, print_)
+            return True
+        self._repeats.extend((entry.row, self._row_of[known]))
+        return False
+
+    def _keep(self, entry: Entry, print_: Print) -> None:
+        self._known.add(print_, entry.seconds)
+        self._row_of.append(entry.row)
+
+    @staticmethod
+    def _print(entry: Entry) -> Print:
         print_ = np.frombuffer(bytes.fromhex(entry.print), np.uint8)
         if len(print_) != PRINT_BYTES:
             raise DataError(
                 f"row {entry.row}: expected a fingerprint of {PRINT_BYTES} bytes, got "
                 f"{len(print_)}; score the pool anew"
             )
-        known = self._known.find(print_, entry.seconds)
-        if known is None:
-            self._known.add(print_, entry.seconds)
-            self._row_of.append(entry.row)
-            return True
-        self._repeats.extend((entry.row, self._row_of[known]))
-        return False
+        return print_
 
 
 def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Rows:
@@ -200,14 +217,12 @@ def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Row
     return found
 
 
-def _below(table: ScoreTable, scored: Rows, rows: Rows, walk: _Walk, n: int = 20) -> Rows:
-    """The best rows that were not chosen; a few, to listen to."""
+def _below(table: ScoreTable, scored: Rows, rows: Rows, repeats: Rows) -> Rows:
+    """The best rows that were not chosen and repeat nothing; a few, to listen to."""
     free = np.ones(len(table), bool)
     free[rows] = False
-    free[walk.repeats()[:, 0]] = False
-    rest = scored[free[scored]]
-    if len(rest) > n:
-        least = -np.partition(-table.key[rest], n - 1)[n - 1]
-        rest = rest[table.key[rest] >= least]
-    best: Rows = rest[np.argsort(-table.key[rest], kind="stable")][:n]
-    return best
+    free[repeats[:, 0]] = False
+    walk = _Walk(table)
+    walk.know(rows)
+    rest = walk.fill(_by_score(table, scored[free[scored]]), float("inf"))
+    return np.fromiter(islice(rest, BELOW), np.int32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,42 +20,83 @@ ENDINGS = frozenset({".wav", ".flac", ".ogg", ".mp3"})
 POOL_NAME = "pool.jsonl"
 
 
-def pool_file(pool: Path, folder: Path) -> Path:
-    """The manifest of a pool.
+def pool_file(pool: Path, folder: Path) -> tuple[Path, list[str]]:
+    """The manifest of a pool, and what to know of it.
+
+    A folder of recordings is listed once: scores are of the rows of that list, so it stays as it is
+    when recordings are added.
 
     Parameters
     ----------
     pool : a manifest, a corpus folder, or a folder of recordings: then its files, those in its
         folders too, are listed in their order
-    folder : where the list is written
+    folder : where the list is, or is written; what is below it is not of the pool
 
     Raises
     ------
     DataError
-        There is nothing, or no recording.
+        There is nothing, or no recording; or the list is of another pool.
     """
     if not pool.is_dir() or (pool / MANIFEST_NAME).is_file():
-        return find_manifest(pool)
-    files = sorted(p for p in pool.resolve().rglob("*") if p.suffix.lower() in ENDINGS)
+        return find_manifest(pool), []
+    home, own = pool.resolve(), folder.resolve()
+    if home.is_relative_to(own):
+        raise DataError(
+            f"{pool} is where results are to be written, {folder}; give another name with --out"
+        )
+    found = [p for p in home.rglob("*") if p.suffix.lower() in ENDINGS and own not in p.parents]
+    files = sorted(str(p) for p in found if _is_utf8(p))
+    notes = []
+    if len(files) < len(found):
+        odd = next(os.fsencode(p) for p in found if not _is_utf8(p))
+        notes.append(
+            f"{len(found) - len(files)} recordings whose names are not UTF-8 are left out, such as "
+            f"{odd!r}; rename them"
+        )
     if not files:
         endings = ", ".join(sorted(ENDINGS))
-        raise DataError(
-            f"{pool}: expected {MANIFEST_NAME} or recordings ({endings}), found neither"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+        nothing = f"{pool}: expected {MANIFEST_NAME} or recordings ({endings}), found neither"
+        raise DataError("; ".join([nothing, *notes]))
     listed = folder / POOL_NAME
+    if listed.is_file():
+        return listed, [*notes, *_added(listed, home, files)]
     write_manifest(listed, _records(files))
-    return listed
+    return listed, notes
 
 
-def _records(files: list[Path]) -> Iterator[ClipRecord]:
+def _is_utf8(path: Path) -> bool:
+    """Whether a manifest can name it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _added(listed: Path, home: Path, files: Sequence[str]) -> list[str]:
+    """What to know of files that are not in a list that was made before."""
+    known = {record.audio for record in Manifest.open(listed)}
+    if not all(Path(audio).is_relative_to(home) for audio in known):
+        raise DataError(
+            f"{listed} lists recordings that are not in {home}; give another name with --out"
+        )
+    new = [file for file in files if file not in known]
+    if not new:
+        return []
+    return [
+        f"{len(new)} recordings were added since {listed} was written, such as {new[0]}, and are "
+        "left out; to choose from all, give another name with --out"
+    ]
+
+
+def _records(files: Sequence[str]) -> Iterator[ClipRecord]:
     for file in files:
         try:
             n_samples, rate = audio_length(file)
         except AudioError:  # it is looked at again, and reported, when it is to be scored
             n_samples, rate = 0, 1
         yield ClipRecord(
-            audio=str(file),
+            audio=file,
             text=None,
             speaker=UNKNOWN_SPEAKER,
             split="train",

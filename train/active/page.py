@@ -168,7 +168,8 @@ class _Audio:
         if source is None:
             file = os.path.relpath(folder.resolve() / record.audio, self._home)
             end = record.offset_s + record.duration_s
-            part = f"#t={record.offset_s:g},{end:g}" if record.offset_s else ""
+            # Whatever the file goes on with; of one that cannot be read the length is not known.
+            part = f"#t={record.offset_s:g},{end:g}" if record.duration_s else ""
             source = quote(file) + part
         return f'<audio controls preload="none" src="{escape(source)}"></audio>'
 

@@ -118,11 +118,11 @@ class Selection:
         self.scorer: Scorer = open_scorer(
             options.strategy, self.model.task, seed=options.seed, **options.settings
         )
-        self.pool_file = pool_file(options.pool, options.folder)
+        self.notes: list[str]
+        self.pool_file, self.notes = pool_file(options.pool, options.folder)
         if self.pool_file.resolve() == options.out.resolve():
             raise DataError(f"expected a file of its own to write, got {options.out}, the pool")
         self.n_rows = len(Manifest.open(self.pool_file))
-        self.notes: list[str] = []
         self.purpose: dict[str, Any] = {
             "model": self.model.identity,
             "pool": _sha256(self.pool_file),

@@ -32,6 +32,7 @@ from .study_measure import count_errors
 
 JOURNAL_NAME = "study.jsonl"
 MODEL_NAME = "model.txt"  # the path of a finished run's result
+HOURS = 0.5
 UNFILTERED = JunkRules(min_s=1e-3, max_s=1e6, keep=("silent", "noise", "clipped"))
 
 Say = Callable[[str], None]
@@ -62,8 +63,8 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     strategies: tuple[str, ...] = tuple(STRATEGIES)
     seeds: tuple[int, ...] = (1, 2, 3)
-    base_hours: float = 0.5
-    round_hours: float = 0.5
+    base_hours: float = HOURS
+    round_hours: float = HOURS
     rounds: int = 3
     noise_share: float = 0.0
     filtered: bool = False
@@ -140,6 +141,11 @@ def run_study(
             runs = _Runs(recipe, corpus, plan, out, seed, journal, device, workers, say)
             found += runs.carry_out()
     return found
+
+
+def hours_for(corpus: StudyCorpus, rounds: int) -> float:
+    """For the base and for every round, where nobody says: half of the corpus stays unlabelled."""
+    return min(HOURS, corpus.hours / 2 / (rounds + 1))
 
 
 def with_vocabulary(recipe: Recipe, corpus: StudyCorpus) -> Recipe:
