@@ -55,7 +55,8 @@ def _count(words: Words) -> npt.NDArray[np.uint8]:
         found: npt.NDArray[np.uint8] = np.bitwise_count(words)
         return found
     octets = np.ascontiguousarray(words)[..., None].view(np.uint8)  # numpy 1
-    return _ONES[octets].sum(axis=-1, dtype=np.uint8)
+    counted: npt.NDArray[np.uint8] = _ONES[octets].sum(axis=-1, dtype=np.uint8)
+    return counted
 
 
 class Fingerprinter:
