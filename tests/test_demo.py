@@ -81,7 +81,8 @@ def run_demo(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
 def test_demo_on_a_corpus_folder(capsys, corpus, tmp_path, hold_out):
     out = tmp_path / "out"
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE)
+    revised = RECIPE.replace("width = 8", "width = 8\nrevisions = 1")
+    recipe.write_text(revised if hold_out else RECIPE)
     extra = ["--hold-out", hold_out] if hold_out else []
     if hold_out:  # somebody else must be left to learn from
         manifest = corpus / "manifest.jsonl"
@@ -101,6 +102,8 @@ def test_demo_on_a_corpus_folder(capsys, corpus, tmp_path, hold_out):
     report = (out / "report.html").read_text()
     assert "data:image/png;base64," in report
     assert "digit_accuracy" in report
+    assert ("changes in passes of revision only" in report) == bool(hold_out)
+    assert ("and what is committed never changes" in report) != bool(hold_out)
     bundle = Bundle.load(out / "bundle")
     assert bundle.manifest.keyword_threshold is not None
     assert bundle.manifest.metrics.digit_accuracy is not None
