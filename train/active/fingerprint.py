@@ -51,11 +51,13 @@ def difference(prints: Print, print_: Print) -> npt.NDArray[np.float64]:
 
 def _count(words: Words) -> npt.NDArray[np.uint8]:
     """Bits that are set, word by word."""
+    found: npt.NDArray[np.uint8]
     if hasattr(np, "bitwise_count"):
-        found: npt.NDArray[np.uint8] = np.bitwise_count(words)
-        return found
-    octets = np.ascontiguousarray(words)[..., None].view(np.uint8)  # numpy 1
-    return _ONES[octets].sum(axis=-1, dtype=np.uint8)
+        found = np.bitwise_count(words)
+    else:  # numpy 1
+        octets = np.ascontiguousarray(words)[..., None].view(np.uint8)
+        found = _ONES[octets].sum(axis=-1, dtype=np.uint8)
+    return found
 
 
 class Fingerprinter:
