@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edge_imputer.errors import SpecError
-from edge_imputer.train.active import STRATEGIES, ScoredBatch, open_scorer, speech
+from edge_imputer.train.active import STRATEGIES, ScoredBatch, open_scorer, scores, speech
 from edge_imputer.train.active.gradients import label_gradients
 from edge_imputer.train.active.heard import Readout
 from edge_imputer.train.active.keywords import TRAINED
@@ -261,6 +261,33 @@ def test_deeper_layers_by_autograd(name: str) -> None:
     assert all(more > less for more, less in zip(deep, closed, strict=True))
     roots = score("egl-sampled", of, b, parameters=output, squared=False)
     assert roots == pytest.approx(score("egl-sampled", of, b, squared=False), rel=1e-9)
+
+
+def test_cudnn_which_has_no_gradients_of_recurrent_layers_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a model in evaluation mode; what needs no deeper gradient goes on with it."""
+    seen = []
+    hear = scores._hear
+
+    def listening(*given: Any) -> Any:
+        seen.append(torch.backends.cudnn.enabled)
+        return hear(*given)
+
+    monkeypatch.setattr(scores, "_hear", listening)
+    for parameters in (("encoder.gru.0.weight_hh_l0",), ()):
+        score("egl-sampled", model("ctc"), batch((16,)), parameters=parameters)
+    assert seen == [False, True]
+    assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_deeper_layers_have_gradients_on_a_gpu() -> None:
+    names = ("encoder.gru.0.weight_hh_l0",)
+    of, b = model("ctc"), batch((16, 32))
+    here = score("egl", of, b, parameters=names)
+    there = score("egl", of.to("cuda"), b.to(torch.device("cuda")), parameters=names)
+    assert there == pytest.approx(here, rel=1e-6)
 
 
 def test_a_middle_layers_gradient_is_autograds() -> None:

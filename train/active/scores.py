@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -146,13 +147,23 @@ class _TaskScorer:
         if self._parameters and len(batch.lengths) > 1:  # the backward passes are a clip's own
             ones = [self.score(part) for part in _clips(batch)]
             return _together(ones)
-        with torch.set_grad_enabled(bool(self._parameters)):
+        deep = bool(self._parameters)
+        with torch.set_grad_enabled(deep), _recurrent_gradients() if deep else nullcontext():
             seconds = batch.lengths.to(torch.float64) * self._frame_s
             seeds = random_bits(batch.seeds, STREAM + 1 + self._seed, (1,))[:, 0]
             heard = _hear(self._task, batch, self._options, seeds)
             asked = Asked(heard, self._parameters, seeds, seconds)
             values, embeddings = self._strategy.function(asked)
             return _finish(heard, values, embeddings, seconds)
+
+
+def _recurrent_gradients() -> AbstractContextManager[None]:
+    """While this is open, recurrent layers in evaluation mode have gradients on a GPU too.
+
+    cuDNN's have none ("cudnn RNN backward can only be called in training mode"); torch's own do.
+    """
+    found: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
+    return found
 
 
 def _hear(task: Task, batch: Batch, options: ScoreOptions, seeds: Tensor) -> Heard:
