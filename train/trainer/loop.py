@@ -209,13 +209,17 @@ class Loop:
 
     def _clip_gradients(self) -> Tensor:
         """Clip every group of weights by its own norm; the norm over all of them."""
-        norm = self.fabric.clip_gradients(  # clips nothing yet: brings fp16's to their true size
-            self.module, self.optimizer, max_norm=math.inf, error_if_nonfinite=False
+        limit = self.recipe.optimizer.gradient_clip or math.inf
+        groups = self.task.clipped_groups()
+        norm = self.fabric.clip_gradients(  # brings fp16's gradients to their true size, too
+            self.module,
+            self.optimizer,
+            max_norm=limit if len(groups) == 1 else math.inf,
+            error_if_nonfinite=False,
         )
         assert norm is not None
-        if self.recipe.optimizer.gradient_clip:
-            for parameters in self.task.clipped_groups():
-                nn.utils.clip_grad_norm_(parameters, self.recipe.optimizer.gradient_clip)
+        for parameters in groups if len(groups) > 1 else ():
+            nn.utils.clip_grad_norm_(parameters, limit)
         return norm
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
