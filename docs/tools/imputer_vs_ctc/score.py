@@ -34,15 +34,20 @@ from edge_imputer.train.tasks import ImputerTask
 SNR_DB = 10.0
 SILENCE_S = 0.3  # behind every clip: a chunk, in which the last one of the model ends
 SCHEDULES = {
-    "1": schedule(1, 8),
-    "2": schedule(2, 8),
-    "4": schedule(4, 8),
-    "8": schedule(8, 8),
-    "5-2-1": (5, 2, 1),
-    "5-1-1-1": (5, 1, 1, 1),
-    "2-3-3": (2, 3, 3),
+    "1": (schedule(1, 8), 0),
+    "2": (schedule(2, 8), 0),
+    "4": (schedule(4, 8), 0),
+    "8": (schedule(8, 8), 0),
+    "5-2-1": ((5, 2, 1), 0),
+    "5-1-1-1": ((5, 1, 1, 1), 0),
+    "2-3-3": ((2, 3, 3), 0),
+    "1+1": (schedule(1, 8), 1),
+    "1+3": (schedule(1, 8), 3),
+    "2+2": (schedule(2, 8), 2),
 }
-"""Frames of a block that each pass commits."""
+"""Frames of a block that each pass commits, and passes of revision after them."""
+IN_SHORT = ("1", "2", "4", "8", "1+1", "1+3")  # of variants, and where a list of words is searched
+READ_IN_FULL = ("head", "imitation", "plain")
 
 
 def main() -> None:
@@ -143,15 +148,15 @@ def _readings(
         return
     log_probs = task.ctc(encoder_out).log_softmax(-1)
     yield "ctc 1", log_probs.argmax(-1), log_probs
-    few = {key: SCHEDULES[key] for key in ("1", "4", "8")}
     for name, head in {"head": task.head, **task.rivals}.items():
-        main = name in ("head", "imitation")
-        only_one = name == "masks_only"
-        if searched and not main:
+        in_full = name in READ_IN_FULL
+        if searched and not in_full:
             continue
-        schedules = {"1": (8,)} if only_one else few if searched or not main else SCHEDULES
-        for key, commits in schedules.items():
-            yield f"{name} {key}", *decode_with_log_probs(head, encoder_out, commits)
+        short = ("1",) if name == "masks_only" else IN_SHORT
+        for key in SCHEDULES if in_full and not searched else short:
+            commits, revisions = SCHEDULES[key]
+            read = decode_with_log_probs(head, encoder_out, commits, revisions=revisions)
+            yield f"{name} {key}", *read
 
 
 if __name__ == "__main__":

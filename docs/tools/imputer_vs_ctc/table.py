@@ -26,6 +26,7 @@ from edge_imputer.train.synthesis import read_texts
 UNSEEN = frozenset(read_texts(Path(__file__).with_name("unseen_words.txt")))
 CONDITIONS = {"clean": "clean", "10dB": "10 dB"}
 HEADS = {"ctc": "ctc", "head": "imputer_dp", "imitation": "imputer_im"}
+WITH_HEADS = ("shared", "variants")  # runs whose readings are of several arms
 PAIRS = (
     ("imputer_dp", "4", "ctc", "1"),
     ("imputer_dp", "4", "ctc_deep", "1"),
@@ -53,11 +54,10 @@ class Reading:
         """As a row of the table."""
         interval = self.words.interval()
         unseen = [w == h for one in self.words.alignments for w, h in one.pairs if w in UNSEEN]
-        passes = self.schedule.split("-")
         return {
             "arm": self.arm,
-            "k": len(passes) if len(passes) > 1 else int(self.schedule),
-            "schedule": self.schedule if len(passes) > 1 else "even",
+            "k": n_passes(self.schedule),
+            "schedule": "even" if self.schedule.isdigit() else self.schedule,
             "decoder": self.decoder,
             "data": self.data,
             "condition": self.condition,
@@ -72,6 +72,13 @@ class Reading:
         }
 
 
+def n_passes(schedule: str) -> int:
+    """Passes of a schedule of score.py: "4" is four, "5-2-1" three, "1+3" one and three revisions."""
+    commits, _, revisions = schedule.partition("+")
+    each = commits.split("-")
+    return (len(each) if len(each) > 1 else int(commits)) + int(revisions or 0)
+
+
 def readings(file: Path) -> Iterator[Reading]:
     """Everything that a file of transcripts holds."""
     run, data, condition, *rest = file.stem.split(".")
@@ -83,7 +90,7 @@ def readings(file: Path) -> Iterator[Reading]:
         head, _, commits = name.partition(" ")
         texts = [line["texts"][name] for line in lines]
         yield Reading(
-            HEADS.get(head, head) if arm == "shared" else arm,
+            HEADS.get(head, head) if arm in WITH_HEADS else arm,
             commits,
             decoder,
             data,
