@@ -4,8 +4,10 @@
 
 RUNS holds a folder ARM_SEED with last.ckpt for each run. Of a run with an Imputer's head the
 encoder's own CTC, the head and its rivals are read, each by every schedule; of one of CTC the one
-pass there is. OUT gets a file ARM_SEED.DATA.CONDITION.jsonl with a line a clip: key, reference, and
-the text by each reading. What is there is not made again.
+pass there is. With `--lexicon` or `--grammar` the best path of words of a list, or of a grammar, is
+searched in what they give. OUT gets a file ARM_SEED.DATA.CONDITION[.DECODER].jsonl with a line a
+clip: key, reference, and the text by each reading; of clips whose slots are known and whose words
+are not, what was said and the command by each reading. What is there is not made again.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from edge_imputer.decoding import Language, SearchedText, of_words
+from edge_imputer.decoding import Language, SearchedText, of_words, read_language
+from edge_imputer.events import Meaning
 from edge_imputer.imputation import schedule
 from edge_imputer.specs import ModelSpec
 from edge_imputer.tokens import Tokenizer
@@ -27,9 +31,11 @@ from edge_imputer.train.data import Featurizer, Split
 from edge_imputer.train.data.corpus import read_clip
 from edge_imputer.train.decode import decode_with_log_probs
 from edge_imputer.train.evaluation.noise import NoiseMixer
-from edge_imputer.train.evaluation.rows import open_data_set
+from edge_imputer.train.evaluation.rows import Row, open_data_set
 from edge_imputer.train.synthesis.grammar import grammar_words
 from edge_imputer.train.tasks import ImputerTask
+
+Saying = dict[str, Any]
 
 SNR_DB = 10.0
 SILENCE_S = 0.3  # behind every clip: a chunk, in which the last one of the model ends
@@ -59,8 +65,13 @@ def main() -> None:
     parser.add_argument("--noise", type=Path, help="a folder of recorded noise, for 10 dB")
     parser.add_argument("--run", action="append", help="only runs like this; repeatable")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    parser.add_argument("--lexicon", action="store_true", help="read with a list of words, too")
+    searched = parser.add_mutually_exclusive_group()
+    searched.add_argument(
+        "--lexicon", nargs="?", const="", metavar="FILE", help="words; the text grammar's if unset"
+    )
+    searched.add_argument("--grammar", metavar="FILE", help="in JSGF; its rules are the slots")
     given = parser.parse_args()
+    language, suffix = _language(given.lexicon, given.grammar)
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     checkpoints = sorted(given.runs.glob("*/last.ckpt"))
@@ -73,22 +84,30 @@ def main() -> None:
                 run = file.parent.name
                 if given.run and not any(Path(run).match(pattern) for pattern in given.run):
                     continue
-                suffix = ".lexicon" if given.lexicon else ""
                 out = given.out / f"{run}.{name}.{condition.replace(' ', '')}{suffix}.jsonl"
                 if out.exists():
                     continue
                 loaded = load_checkpoint(file)
                 if features is None:
                     features = list(_features(Path(folder), given.split, noise, loaded))
-                language = of_words(grammar_words()) if given.lexicon else None
                 _score(loaded, features, language, out)
                 print(out.name, flush=True)
 
 
+def _language(lexicon: str | None, grammar: str | None) -> tuple[Language | None, str]:
+    """What is searched, and what files of it end in."""
+    if grammar is not None:
+        return read_language(Path(grammar)), ".grammar"
+    if lexicon is not None:
+        words = read_language(Path(lexicon)) if lexicon else of_words(grammar_words())
+        return words, ".lexicon"
+    return None, ""
+
+
 def _features(
     folder: Path, split: Split, noise: Path | None, loaded: Checkpoint
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Key, text and plain features (T, mels) of every clip."""
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """Plain features (T, mels) of every clip."""
     assert isinstance(loaded.spec, ModelSpec)
     featurizer = Featurizer(loaded.spec)
     rate = loaded.spec.features.sample_rate
@@ -96,14 +115,13 @@ def _features(
     for row in open_data_set(folder, split).rows:
         waveform = np.pad(read_clip(folder, row.record, rate), (0, round(SILENCE_S * rate)))
         waveform = mixer.mix(waveform, SNR_DB) if mixer else waveform
-        assert row.record.text is not None
-        yield row.record.audio, row.record.text, featurizer.features(waveform)
+        yield row, featurizer.features(waveform)
 
 
 @torch.no_grad()
 def _score(
     loaded: Checkpoint,
-    features: list[tuple[str, str, np.ndarray]],
+    features: list[tuple[Row, np.ndarray]],
     language: Language | None,
     out: Path,
 ) -> None:
@@ -112,30 +130,40 @@ def _score(
     assert isinstance(spec, ModelSpec)
     featurizer, tokenizer = Featurizer(spec), Tokenizer(spec.tokens)
     search = SearchedText(language, spec) if language else None
-    texts: dict[int, dict[str, str]] = {}
-    order = sorted(range(len(features)), key=lambda i: len(features[i][2]))
+    heard: list[dict[str, str | Saying]] = [{} for _ in features]
+    order = sorted(range(len(features)), key=lambda i: len(features[i][1]))
     for first in range(0, len(order), 32):
         rows = order[first : first + 32]
-        plain = [featurizer.normalize(features[i][2]) for i in rows]
+        plain = [featurizer.normalize(features[i][1]) for i in rows]
         lengths = torch.tensor([len(one) for one in plain])
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(p) for p in plain], True)
         encoder_out, frames = loaded.encoder(padded, lengths)
         for reading, tokens, log_probs in _readings(task, encoder_out, search is not None):
             for row, path, scores, n in zip(rows, tokens, log_probs, frames, strict=True):
                 if search is None:
-                    text = tokenizer.decode(tokenizer.collapse(path[:n].tolist()))
-                else:
-                    search.reset()
-                    search.push(scores[:n].numpy())
-                    text = search.final().text
-                texts.setdefault(row, {})[reading] = text
-    lines = [
-        json.dumps({"key": key, "reference": text, "texts": texts[row]})
-        for row, (key, text, _) in enumerate(features)
-    ]
+                    heard[row][reading] = tokenizer.decode(tokenizer.collapse(path[:n].tolist()))
+                    continue
+                search.reset()
+                search.push(scores[:n].numpy())
+                final = search.final()
+                said = features[row][0].record.text
+                heard[row][reading] = saying(final.meaning) if said is None else final.text
+    lines = [json.dumps(_line(row, one)) for (row, _), one in zip(features, heard, strict=True)]
     part = out.with_suffix(".part")
     part.write_text("\n".join(lines) + "\n")
     part.replace(out)
+
+
+def saying(meaning: Meaning) -> Saying:
+    """Intent and slots, for a JSON line."""
+    return {"intent": meaning.intent, "slots": dict(meaning.slots)}
+
+
+def _line(row: Row, heard: dict[str, str | Saying]) -> dict[str, object]:
+    key, text = row.record.audio, row.record.text
+    if text is not None:
+        return {"key": key, "reference": text, "texts": heard}
+    return {"key": key, "said": {k: row.keys.get(k) for k in ("intent", "slots")}, "heard": heard}
 
 
 def _readings(

@@ -4,7 +4,8 @@
 
 The JSON object on stdout has `rows`, one for each arm, schedule, decoder, data set, condition and
 seed; `pairs`, differences between arms on the same clips and seeds, with intervals of a paired
-bootstrap over clips (all seeds of a clip drawn together); and `variants`, as rows, of rival heads.
+bootstrap over clips (all seeds of a clip drawn together); `variants`, as rows, of rival heads; and
+`slots`, commands of people by what was understood.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_imputer.metrics import paired_difference
+from edge_imputer.metrics import clopper_pearson, paired_difference
 from edge_imputer.train.evaluation.error_rates import Errors, character_errors, word_errors
+from edge_imputer.train.evaluation.slots import Command, Understood, normalised, score_slots
 from edge_imputer.train.synthesis import read_texts
 
 UNSEEN = frozenset(read_texts(Path(__file__).with_name("unseen_words.txt")))
@@ -73,7 +75,7 @@ class Reading:
 
 
 def n_passes(schedule: str) -> int:
-    """Passes of a schedule of score.py: "4" is four, "5-2-1" three, "1+3" one and three revisions."""
+    """Passes of score.py's schedules: "4" is four, "5-2-1" three, "1+3" one and three revisions."""
     commits, _, revisions = schedule.partition("+")
     each = commits.split("-")
     return (len(each) if len(each) > 1 else int(commits)) + int(revisions or 0)
@@ -81,24 +83,71 @@ def n_passes(schedule: str) -> int:
 
 def readings(file: Path) -> Iterator[Reading]:
     """Everything that a file of transcripts holds."""
-    run, data, condition, *rest = file.stem.split(".")
-    arm, _, seed = run.rpartition("_")
-    decoder = "lexicon" if rest else "greedy"
-    lines = [json.loads(line) for line in file.read_text("utf8").splitlines()]
+    _, data, condition, *rest = file.stem.split(".")
+    lines = read_lines(file)
     references = [line["reference"] for line in lines]
     for name in lines[0]["texts"]:
-        head, _, commits = name.partition(" ")
         texts = [line["texts"][name] for line in lines]
+        arm, commits, seed = who(file, name)
         yield Reading(
-            HEADS.get(head, head) if arm in WITH_HEADS else arm,
+            arm,
             commits,
-            decoder,
+            rest[0] if rest else "greedy",
             data,
             CONDITIONS[condition],
-            int(seed),
+            seed,
             word_errors(references, texts),
             character_errors(references, texts),
         )
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """A line a clip."""
+    return [json.loads(line) for line in file.read_text("utf8").splitlines()]
+
+
+def who(file: Path, reading: str) -> tuple[str, str, int]:
+    """Arm, schedule and seed of a reading."""
+    run, _, seed = file.name.partition(".")[0].rpartition("_")
+    head, _, commits = reading.partition(" ")
+    return HEADS.get(head, head) if run in WITH_HEADS else run, commits, int(seed)
+
+
+def slot_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Commands that were understood whole and slots, of every reading of a file."""
+    _, data, condition, decoder = file.stem.split(".")
+    lines = read_lines(file)
+    slots = {slot for line in lines for slot in line["said"]["slots"]}
+    for name in lines[0]["heard"]:
+        arm, commits, seed = who(file, name)
+        found = [
+            Understood(command(line["said"], slots), command(line["heard"][name], slots))
+            for line in lines
+        ]
+        whole, f1 = clopper_pearson(sum(one.right for one in found), len(found)), score_slots(found)
+        assert f1.f1 is not None
+        yield {
+            "arm": arm,
+            "k": n_passes(commits),
+            "schedule": "even" if commits.isdigit() else commits,
+            "decoder": decoder,
+            "data": data,
+            "condition": CONDITIONS[condition],
+            "whole": whole.value,
+            "ci_low": whole.low,
+            "ci_high": whole.high,
+            "f1": f1.f1.value,
+            "f1_low": f1.f1.low,
+            "f1_high": f1.f1.high,
+            "n": len(found),
+            "seed": seed,
+        }
+
+
+def command(said: dict[str, Any], slots: Collection[str]) -> Command:
+    """An intent and those of its slots that are asked for, as compared."""
+    values = {k: normalised(v) for k, v in said["slots"].items() if k in slots and v.strip()}
+    return Command(said["intent"], values)
 
 
 def pairs(found: list[Reading]) -> Iterator[dict[str, Any]]:
@@ -154,14 +203,23 @@ def main() -> None:
     files = sorted(parser.parse_args().out.glob("*.jsonl"))
     if not files:
         sys.exit("expected transcripts, found none; make them with score.py")
-    found = [reading for file in files for reading in readings(file)]
+    with_slots = [file for file in files if "said" in read_lines(file)[0]]
+    found = [one for file in files if file not in with_slots for one in readings(file)]
     arms = {*HEADS.values(), "ctc_deep", "ctc_compute", "self_conditioned"}
     rows = [reading.row() for reading in found]
     tables = {
         "rows": [row for row in rows if row["arm"] in arms],
         "variants": [row for row in rows if row["arm"] not in arms],
         "pairs": list(pairs(found)),
+        "slots": [row for file in with_slots for row in slot_rows(file)],
     }
+    for row in tables["slots"]:
+        print(
+            f"{row['arm']:17} K={row['k']} {row['schedule']:8} {row['data']:8}{row['condition']:6}"
+            f" seed {row['seed']} whole {row['whole']:.1%} [{row['ci_low']:.1%},"
+            f" {row['ci_high']:.1%}] slots' F1 {row['f1']:.1%}",
+            file=sys.stderr,
+        )
     for row in (*tables["rows"], *tables["variants"]):
         print(
             f"{row['arm']:17} K={row['k']} {row['schedule']:8} {row['decoder']:8} {row['data']:8}"
