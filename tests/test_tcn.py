@@ -55,6 +55,18 @@ def rows_of(x: Tensor, lengths: Tensor) -> Tensor:
     return torch.cat([row[:n] for row, n in zip(x, lengths.tolist(), strict=True)])
 
 
+@given(kernel=st.integers(1, 4), dilation=st.integers(1, 3), seed=SEEDS)
+@settings(deadline=None, max_examples=20)
+def test_depthwise_convolutions_have_the_right_derivatives(
+    kernel: int, dilation: int, seed: int
+) -> None:
+    layer = trained(CausalDepthwiseConv1d(3, kernel, dilation), seed)
+    x = torch.randn(2, 4, 3, dtype=torch.double, requires_grad=True)
+    inputs = (x, layer.weight)  # the latter is changed in place
+    assert torch.autograd.gradcheck(lambda x, _: layer(x), inputs)
+    assert torch.autograd.gradgradcheck(lambda x, _: layer(x), inputs)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.sampled_from([0.1, None]), SEEDS)
 def test_masked_norm_is_the_norm_of_the_valid_frames(sizes, momentum, seed):

@@ -8,7 +8,10 @@ convolution that it is, batch norm folded in, for export.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import State
@@ -78,12 +81,50 @@ class CausalDepthwiseConv1d(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         """(B, left + T, C) -> (B, T, C)."""
-        n_frames = x.shape[1] - self.left
-        taps = [x[:, at : at + n_frames] for at in range(0, self.left + 1, self.dilation)]
-        out = taps[0] * self.weight[0]
-        for tap, weight in zip(taps[1:], self.weight[1:], strict=True):
-            out = torch.addcmul(out, tap, weight)
+        out: Tensor = _Taps.apply(x, self.weight, self.dilation)  # type: ignore[no-untyped-call]
         return out
+
+
+class _Taps(torch.autograd.Function):
+    """Sum over taps k of weight k times the frames that begin at ``k * dilation``.
+
+    Autograd of the sum itself would fill a tensor of zeros with each tap's gradient and add those
+    up: its backward pass takes three times as long.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        """(B, left + T, C) and (kernel, C) -> (B, T, C)."""
+        n_frames = x.shape[1] - (len(weight) - 1) * dilation
+        out = x[:, :n_frames] * weight[0]
+        for k in range(1, len(weight)):
+            at = k * dilation
+            out.addcmul_(x[:, at : at + n_frames], weight[k])
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        """Keep what the backward pass reads."""
+        x, weight, ctx.dilation = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Of the frames the same sum with its taps turned round; of a tap its products, summed."""
+        x, weight = ctx.saved_tensors
+        places = [k * ctx.dilation for k in range(len(weight))]
+        n_frames = gradient.shape[1]
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            left = x.shape[1] - n_frames
+            padded = F.pad(gradient, (0, 0, left, left))
+            of_x = padded[:, left : left + x.shape[1]] * weight[0]
+            for at, tap in zip(places[1:], weight[1:], strict=True):
+                of_x.addcmul_(padded[:, left - at : left - at + x.shape[1]], tap)
+        if ctx.needs_input_grad[1]:
+            products = [(gradient * x[:, at : at + n_frames]).sum((0, 1)) for at in places]
+            of_weight = torch.stack(products)
+        return of_x, of_weight, None
 
 
 class Pointwise(nn.Module):
