@@ -102,6 +102,18 @@ def test_a_pool_says_nothing_of_what_is_said(folder: Path, noises: Path, tmp_pat
     assert not any(r.split == "test" for r in written)
 
 
+def test_noises_need_no_speaker(folder: Path, noises: Path, tmp_path: Path) -> None:
+    """As in collections of recorded noise, where nobody speaks."""
+    nobody = []
+    for record in Manifest.open(noises):
+        there = {**msgspec.to_builtins(record), "audio": str(noises / record.audio)}
+        nobody.append(msgspec.json.encode({**there, "speaker": None}))
+    (tmp_path / "manifest.jsonl").write_bytes(b"\n".join(nobody) + b"\n")
+    theirs = StudyCorpus(folder, words=False, noises=tmp_path, noise_share=0.3, seed=1)
+    ours = StudyCorpus(folder, words=False, noises=noises, noise_share=0.3, seed=1)
+    assert theirs.durations.tolist() == ours.durations.tolist()
+
+
 def test_bases_differ_by_seed_and_keep_to_their_hours(folder: Path, noises: Path) -> None:
     corpus = StudyCorpus(folder, words=False, noises=noises, noise_share=0.3)
     first, again, other = (corpus.base(seed, 4 * SECOND_H) for seed in (1, 1, 2))

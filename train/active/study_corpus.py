@@ -14,7 +14,8 @@ import numpy as np
 from edge_imputer.errors import DataError
 
 from ..data import ClipRecord, Manifest, write_manifest
-from ..data.records import NOISE_LABEL, SILENCE_LABEL
+from ..data.manifest import find_manifest, read_rows
+from ..data.records import NOISE_LABEL, SILENCE_LABEL, record_of_anyone
 
 ROW = "study_row"  # key of a pool's rows: their number here
 LEAST_NOISE_S = 0.5  # shorter recordings are not cut up
@@ -131,9 +132,11 @@ class StudyCorpus:
 
     def _pieces(self, noises: Path, share: float, seed: int) -> list[ClipRecord]:
         """Pieces of noise as long as the clips, which a listener finds nothing said in."""
-        manifest = Manifest.open(noises)
+        folder = find_manifest(noises).parent
         recordings = [
-            self._absolute(r, manifest.folder) for r in manifest if r.duration_s >= LEAST_NOISE_S
+            self._absolute(record, folder)
+            for record in read_rows(noises, _recording)
+            if record.duration_s >= LEAST_NOISE_S
         ]
         if not recordings:
             raise DataError(f"{noises}: expected recordings of {LEAST_NOISE_S} s or more, got none")
@@ -174,3 +177,7 @@ def rows_chosen(file: Path) -> list[int]:
     """The numbers of the rows that a selection chose, in its order."""
     with file.open("rb") as lines:
         return [int(msgspec.json.decode(line)[ROW]) for line in lines]
+
+
+def _recording(line: bytes) -> ClipRecord:
+    return record_of_anyone(msgspec.json.decode(line, type=dict[str, Any]))

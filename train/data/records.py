@@ -9,8 +9,9 @@ ignored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -43,6 +44,11 @@ class ClipRecord(msgspec.Struct, frozen=True, kw_only=True):
     engine: str | None = None  # speech synthesiser; None for recordings of people
     label: str | None = None  # the word, or one of the labels above
     offset_s: Seconds = 0.0  # start inside the audio file
+
+
+def record_of_anyone(keys: Mapping[str, Any]) -> ClipRecord:
+    """A record of recordings whose ``speaker`` may be missing or null, as that of noise is."""
+    return msgspec.convert({**keys, "speaker": keys.get("speaker") or UNKNOWN_SPEAKER}, ClipRecord)
 
 
 @dataclass(frozen=True)

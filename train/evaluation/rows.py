@@ -17,7 +17,7 @@ from edge_imputer.measured import DataKind
 
 from ..data import ClipRecord, Split
 from ..data.manifest import find_manifest, read_rows
-from ..data.records import UNKNOWN_SPEAKER
+from ..data.records import UNKNOWN_SPEAKER, record_of_anyone
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def open_data_set(path: Path, split: Split, *, synthetic: bool = False) -> DataS
 
 def _record_and_keys(line: bytes) -> tuple[ClipRecord, dict[str, Any]]:
     keys = msgspec.json.decode(line, type=dict[str, Any])
-    known = {**keys, "speaker": keys.get("speaker") or UNKNOWN_SPEAKER}
-    return msgspec.convert(known, ClipRecord), keys
+    return record_of_anyone(keys), keys
 
 
 def speaker_blocks(rows: Sequence[Row]) -> list[str] | None:
