@@ -154,10 +154,12 @@ class Fakes:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left = 10_000
         self.trained: list[str] = []
+        self.before: list[Any] = []
         self.used: list[str] = []
         patch.setattr(study, "train", self.train)
         patch.setattr(study, "Selection", self.selection)
-        patch.setattr(study, "load_checkpoint", self.load)
+        patch.setattr(study, "open_model", self.load)
+        patch.setattr(study, "read_initial", self.read)
         patch.setattr(study, "count_errors", self.count)
 
     def step(self) -> None:
@@ -169,6 +171,7 @@ class Fakes:
         self.step()
         clips = sorted(r.audio for r in material.records())
         before = keys["init_from"]
+        self.before.append(before)
         content = [clips, recipe.run.seed, recipe.run.updates, before and before.read_text()]
         out.mkdir(parents=True, exist_ok=True)
         self.trained.append(out.parent.name)
@@ -179,6 +182,9 @@ class Fakes:
 
     def load(self, path: Path) -> Any:
         return type("Loaded", (), {"task": path.read_text()})
+
+    def read(self, path: Path) -> Any:
+        return type("Initial", (), {"sha256": path.read_text()})
 
     def count(self, task: str, clips: Any) -> tuple[list[int], list[int]]:
         self.step()
@@ -269,6 +275,29 @@ def test_what_a_study_measures(
         run_study(tiny_recipe("digits"), corpus, more, tmp_path / "more")
 
 
+@pytest.mark.parametrize("continued", [0, 7])
+def test_a_study_begins_from_a_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, continued: int
+) -> None:
+    """It chooses first where nothing is labelled, and every training begins from it."""
+    fakes = Fakes(monkeypatch)
+    corpus, recipe = StudyCorpus(folder, words=False), tiny_recipe("digits")
+    mine, other = tmp_path / "mine.ckpt", tmp_path / "other.ckpt"
+    mine.write_text("11" * 32)
+    other.write_text("22" * 32)
+    plan = msgspec.structs.replace(PLAN, base_hours=0.0, seeds=(1,), continued=continued)
+    found = run_study(recipe, corpus, plan, tmp_path / "out", init_from=mine)
+    assert found[0].hours == 0
+    assert found[0].errors == (0x11 % 5,) * len(corpus.test)
+    assert len(fakes.trained) == 2 * 2  # none for the base
+    before = [mine, "random-1", mine, "egl-1"] if continued else [mine] * 4
+    assert [b if b == mine else b.parent.parent.name for b in fakes.before] == before
+    with pytest.raises(DataError, match="is of another study"):
+        run_study(recipe, corpus, plan, tmp_path / "out", init_from=other)
+    with pytest.raises(SpecError, match="a model to begin from, got neither"):
+        run_study(recipe, corpus, plan, tmp_path / "none")
+
+
 @pytest.mark.parametrize("rounds", [1, 3, 9])
 def test_hours_fit_the_corpus(folder: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = StudyCorpus(folder, words=False)
@@ -299,7 +328,8 @@ def test_a_model_that_is_gone_is_missed(
         ({"strategies": ()}, "got none"),
         ({"seeds": ()}, "seeds: expected different ones"),
         ({"seeds": (1, 1)}, "seeds: expected different ones"),
-        ({"base_hours": 0.0}, "hours above 0"),
+        ({"base_hours": -1.0}, "hours of 0 or more"),
+        ({"round_hours": 0.0}, "above 0 for a round"),
         ({"rounds": 0}, "1 round or more"),
         ({"noise_share": 1.0}, "a share of noise of 0 or more and below 1"),
         ({"continued": -1}, "0 updates or more"),

@@ -42,7 +42,8 @@ def active_study(
     base_hours: Annotated[
         float | None,
         typer.Option(
-            help="Labelled from the start, at random; if unset 0.5, less of a small corpus."
+            help="Labelled from the start, at random; if unset 0.5, less of a small corpus. 0 with "
+            "--init-from: that model is the first to choose."
         ),
     ] = None,
     round_hours: Annotated[
@@ -50,6 +51,10 @@ def active_study(
         typer.Option(help="Labelled in every round; if unset 0.5, less of a small corpus."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that clips are chosen.")] = 3,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint or bundle that every training begins from, such as yours."),
+    ] = None,
     noises: Annotated[
         Path | None, typer.Option(help="Corpus of noise, pieces of which are hidden in the pool.")
     ] = None,
@@ -88,6 +93,8 @@ def active_study(
 
     `edge-imputer active-study ctc --data corpora/talk --noises corpora/kitchen --seeds 5
     --strategy random --strategy egl-sampled --strategy egl-diversity`
+
+    `edge-imputer active-study adapt.toml --data corpora/field --init-from best.ckpt --base-hours 0`
     """
     require("lightning", extra="train")
     require("jiwer", extra="train")
@@ -128,6 +135,7 @@ def active_study(
             corpus,
             plan,
             out,
+            init_from=init_from,
             device=chosen_device(device),
             workers=default_workers(workers),
             say=lambda line: print(line, file=sys.stderr, flush=True),

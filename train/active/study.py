@@ -2,8 +2,9 @@
 
 The labels are hidden. A model is trained on a base drawn at random; then, for every strategy, round
 by round, the model of the round before chooses clips, their labels are shown, and a model is
-trained on all that is labelled. What each gets wrong on the split test, by the hours labelled, is
-the strategy's curve.
+trained on all that is labelled: from random weights, or from a model that there is already, such as
+the one that is in use where the pool comes from. What each gets wrong on the split test, by the
+hours labelled, is the strategy's curve.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import msgspec
 from edge_imputer.errors import DataError, SpecError
 from edge_imputer.files import write_atomically
 
-from ..checkpoint import load_checkpoint
 from ..recipe import Recipe
 from ..tasks import KeywordTaskSpec
-from ..trainer import read_corpus, train
+from ..trainer import read_corpus, read_initial, train
 from .junk import JunkRules
+from .model import open_model
 from .score_log import Shard
 from .selecting import Selection, SelectionOptions
 from .strategies import STRATEGIES
@@ -47,7 +48,8 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True):
         "random" is what the others are compared with.
     seeds : of the base, of what is drawn, and of training
     base_hours : float
-        Labelled from the start.
+        Labelled from the start. It can be 0 where there is a model to begin from, which then is
+        the first to choose.
     round_hours : float
         Labelled in every round.
     rounds : int
@@ -58,7 +60,7 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True):
         `select` does.
     continued : int
         Updates by which every round trains the model of the round before on; 0: each model is
-        trained anew, by the recipe.
+        trained anew, by the recipe: from random weights, or from the model to begin from.
     """
 
     strategies: tuple[str, ...] = tuple(STRATEGIES)
@@ -80,10 +82,10 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True):
             )
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds or min(self.seeds) < 0:
             raise SpecError(f"seeds: expected different ones of 0 or more, got {self.seeds}")
-        if not (self.base_hours > 0 and self.round_hours > 0 and self.rounds >= 1):
+        if not (self.base_hours >= 0 and self.round_hours > 0 and self.rounds >= 1):
             raise SpecError(
-                "expected hours above 0 for the base and a round, and 1 round or more, got "
-                f"{self.base_hours}, {self.round_hours} and {self.rounds}"
+                "expected hours of 0 or more for the base and above 0 for a round, and 1 round or "
+                f"more, got {self.base_hours}, {self.round_hours} and {self.rounds}"
             )
         if not 0 <= self.noise_share < 1 or self.continued < 0:
             raise SpecError(
@@ -98,6 +100,7 @@ def run_study(
     plan: StudyPlan,
     out: Path,
     *,
+    init_from: Path | None = None,
     device: str = "cpu",
     workers: int = 0,
     say: Say = lambda _: None,
@@ -112,6 +115,8 @@ def run_study(
     plan : StudyPlan
     out : Path
         Its journal, and the models that are still needed.
+    init_from : Path or None
+        A checkpoint or bundle that every training begins from, in place of random weights.
     device, workers : of the selection; training takes what it finds
     say : called with what is done next
 
@@ -126,6 +131,11 @@ def run_study(
         The journal is another study's; the corpus is too small for the plan.
     """
     plan.check()
+    if not plan.base_hours and init_from is None:
+        raise SpecError(
+            "expected a base of more than 0 hours, or a model to begin from, got neither: nobody "
+            "could choose"
+        )
     needed = plan.base_hours + plan.rounds * plan.round_hours
     if needed > corpus.hours:
         raise SpecError(
@@ -135,10 +145,15 @@ def run_study(
     recipe = with_vocabulary(recipe, corpus)
     recipe.check()
     found: list[Measured] = []
-    purpose = {"plan": msgspec.to_builtins(plan), "recipe": msgspec.to_builtins(recipe)}
-    with StudyJournal(out / JOURNAL_NAME, {**purpose, "corpus": corpus.identity}) as journal:
+    purpose = {
+        "plan": msgspec.to_builtins(plan),
+        "recipe": msgspec.to_builtins(recipe),
+        "corpus": corpus.identity,
+        "init": None if init_from is None else read_initial(init_from).sha256,
+    }
+    with StudyJournal(out / JOURNAL_NAME, purpose) as journal:
         for seed in plan.seeds:
-            runs = _Runs(recipe, corpus, plan, out, seed, journal, device, workers, say)
+            runs = _Runs(recipe, corpus, plan, out, seed, journal, init_from, device, workers, say)
             found += runs.carry_out()
     return found
 
@@ -172,6 +187,7 @@ class _Runs:
         out: Path,
         seed: int,
         journal: StudyJournal,
+        init_from: Path | None,
         device: str,
         workers: int,
         say: Say,
@@ -179,6 +195,7 @@ class _Runs:
         run = msgspec.structs.replace(recipe.run, seed=seed)
         self.recipe = msgspec.structs.replace(recipe, run=run)
         self.corpus, self.plan, self.seed, self.journal = corpus, plan, seed, journal
+        self.init_from = init_from
         self.folder = out / "runs" / f"seed-{seed}"
         self._select_on: dict[str, Any] = {"device": device, "workers": workers}
         self._say = say
@@ -187,8 +204,7 @@ class _Runs:
         base = self.journal.get(BASE, self.seed, 0)
         strategies = [s for s in self.plan.strategies if not self._is_done(s)]
         if base is None or strategies:
-            rows = self.corpus.base(self.seed, self.plan.base_hours)
-            model = self._train(BASE, 0, rows, None)
+            rows, model = self._begin()
             base = base or self._measure(BASE, 0, rows, model)
             for strategy in strategies:
                 self._go_through(strategy, rows, model)
@@ -197,6 +213,15 @@ class _Runs:
             self.journal.get(s, self.seed, n) for s in self.plan.strategies for n in self._rounds
         ]
         return [base, *(measured for measured in kept if measured is not None)]
+
+    def _begin(self) -> tuple[list[int], Path]:
+        """What is labelled from the start, and the first model that chooses."""
+        if not self.plan.base_hours:
+            assert self.init_from is not None  # `run_study` sees to it
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return [], self.init_from
+        rows = self.corpus.base(self.seed, self.plan.base_hours)
+        return rows, self._train(BASE, 0, rows, None)
 
     @property
     def _rounds(self) -> range:
@@ -263,7 +288,7 @@ class _Runs:
         )
         folder = self.folder / f"{strategy}-{number}"
         self.corpus.write_labelled(folder / "corpus", rows)
-        recipe, init_from = self.recipe, None
+        recipe, init_from = self.recipe, self.init_from
         if self.plan.continued and before is not None:
             run = msgspec.structs.replace(recipe.run, updates=self.plan.continued)
             recipe, init_from = msgspec.structs.replace(recipe, run=run), before
@@ -285,8 +310,7 @@ class _Runs:
         return float(self.corpus.durations[list(rows)].sum() / 3600)
 
     def _measure(self, strategy: str, number: int, rows: Sequence[int], model: Path) -> Measured:
-        task = load_checkpoint(model).task
-        errors, totals = count_errors(task, self.corpus.test)
+        errors, totals = count_errors(open_model(model).task, self.corpus.test)
         measured = Measured(
             strategy=strategy,
             seed=self.seed,
