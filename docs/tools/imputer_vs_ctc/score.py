@@ -52,8 +52,9 @@ SCHEDULES = {
     "2+2": (schedule(2, 8), 2),
 }
 """Frames of a block that each pass commits, and passes of revision after them."""
-IN_SHORT = ("1", "2", "4", "8", "1+1", "1+3")  # of variants, and where a list of words is searched
+IN_SHORT = ("1", "2", "4", "8", "1+1", "1+3")  # of variants
 READ_IN_FULL = ("head", "imitation", "plain")
+SEARCHED, SEARCHED_BY = ("head", "imitation"), ("1", "4")  # a search takes longer than the network
 
 
 def main() -> None:
@@ -177,11 +178,11 @@ def _readings(
     log_probs = task.ctc(encoder_out).log_softmax(-1)
     yield "ctc 1", log_probs.argmax(-1), log_probs
     for name, head in {"head": task.head, **task.rivals}.items():
-        in_full = name in READ_IN_FULL
-        if searched and not in_full:
+        if searched and name not in SEARCHED:
             continue
         short = ("1",) if name == "masks_only" else IN_SHORT
-        for key in SCHEDULES if in_full and not searched else short:
+        keys = SEARCHED_BY if searched else SCHEDULES if name in READ_IN_FULL else short
+        for key in keys:
             commits, revisions = SCHEDULES[key]
             read = decode_with_log_probs(head, encoder_out, commits, revisions=revisions)
             yield f"{name} {key}", *read
