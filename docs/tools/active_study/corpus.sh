@@ -5,7 +5,7 @@
 #
 # SENTENCES is what docs/tools/imputer_vs_ctc/corpus.sh wrote: its coffee orders and digits by eSpeak and its sentences by
 # Festival are the pool, with the corpus KOKORO (kokoro_sentences) where it is given. OUT/pool has them, and as the split
-# test new orders and digits, half in voices of eSpeak that the pool lacks, half by Flite. A minute on two cores.
+# test new orders and digits, half in voices of eSpeak that the pool lacks, half by Flite, and KOKORO's own test. A minute.
 set -e
 sentences=$1 out=$2
 examples="$(dirname "$0")/../../examples"
@@ -18,4 +18,5 @@ $say speech "$out/voices" --sentences "$out/test.txt" --engine espeak --not-in "
 $say speech "$out/engine" --sentences "$out/test.txt" --engine flite --clips-each 1 --test '*' --seed 9
 edge-imputer data merge "$out/train" "$sentences/train_coffee" "$sentences/train_digits" "$sentences/train_festival" \
     ${3:+"$3"} --split train --split valid
-edge-imputer data merge "$out/pool" "$out/train" "$out/voices" "$out/engine"
+[ -z "$3" ] || edge-imputer data merge "$out/others" "$3" --split test
+edge-imputer data merge "$out/pool" "$out/train" "$out/voices" "$out/engine" ${3:+"$out/others"}
