@@ -52,6 +52,7 @@ SCHEDULES = {
     "2+2": (schedule(2, 8), 2),
 }
 """Frames of a block that each pass commits, and passes of revision after them."""
+AFTER_CTC = (1, 2, 3)  # passes of revision of what CTC reads, which no runtime does
 IN_SHORT = ("1", "2", "4", "8", "1+1", "1+3")  # of variants
 READ_IN_FULL = ("head", "imitation", "plain")
 SEARCHED, SEARCHED_BY = ("head", "imitation"), ("1", "4")  # a search takes longer than the network
@@ -186,6 +187,11 @@ def _readings(
             commits, revisions = SCHEDULES[key]
             read = decode_with_log_probs(head, encoder_out, commits, revisions=revisions)
             yield f"{name} {key}", *read
+        alignment = task.ctc(encoder_out).argmax(-1)
+        for n in () if searched or name == "masks_only" else AFTER_CTC:
+            log_probs = head(encoder_out, alignment).log_softmax(-1)
+            alignment = log_probs.argmax(-1)
+            yield f"{name} ctc+{n}", alignment, log_probs
 
 
 if __name__ == "__main__":

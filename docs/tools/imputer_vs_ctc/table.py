@@ -55,7 +55,9 @@ class Reading:
     def row(self) -> dict[str, Any]:
         """As a row of the table."""
         interval = self.words.interval()
-        unseen = [w == h for one in self.words.alignments for w, h in one.pairs if w in UNSEEN]
+        words = [pair for one in self.words.alignments for pair in one.pairs if pair[0]]
+        unseen = [said == heard for said, heard in words if said in UNSEEN]
+        seen = [said == heard for said, heard in words if said not in UNSEEN]
         return {
             "arm": self.arm,
             "k": n_passes(self.schedule),
@@ -69,16 +71,21 @@ class Reading:
             "cer": self.characters.total.rate,
             "oov_wer": 1 - float(np.mean(unseen)) if unseen else None,
             "oov_words": len(unseen),
+            "seen_wer": 1 - float(np.mean(seen)),
             "n": len(self.words.counts),
             "seed": self.seed,
         }
 
 
 def n_passes(schedule: str) -> int:
-    """Passes of score.py's schedules: "4" is four, "5-2-1" three, "1+3" one and three revisions."""
+    """Passes of score.py's schedules.
+
+    "4" is four, "5-2-1" three, "1+3" one and three revisions, "ctc+1" one revision alone.
+    """
     commits, _, revisions = schedule.partition("+")
     each = commits.split("-")
-    return (len(each) if len(each) > 1 else int(commits)) + int(revisions or 0)
+    first = 0 if commits == "ctc" else len(each) if len(each) > 1 else int(commits)
+    return first + int(revisions or 0)
 
 
 def readings(file: Path) -> Iterator[Reading]:
