@@ -218,7 +218,6 @@ class _Runs:
         """What is labelled from the start, and the first model that chooses."""
         if not self.plan.base_hours:
             assert self.init_from is not None  # `run_study` sees to it
-            self.folder.mkdir(parents=True, exist_ok=True)
             return [], self.init_from
         rows = self.corpus.base(self.seed, self.plan.base_hours)
         return rows, self._train(BASE, 0, rows, None)

@@ -149,14 +149,14 @@ def _score(
                 search.push(scores[:n].numpy())
                 final = search.final()
                 said = features[row][0].record.text
-                heard[row][reading] = saying(final.meaning) if said is None else final.text
+                heard[row][reading] = _saying(final.meaning) if said is None else final.text
     lines = [json.dumps(_line(row, one)) for (row, _), one in zip(features, heard, strict=True)]
     part = out.with_suffix(".part")
     part.write_text("\n".join(lines) + "\n")
     part.replace(out)
 
 
-def saying(meaning: Meaning) -> Saying:
+def _saying(meaning: Meaning) -> Saying:
     """Intent and slots, for a JSON line."""
     return {"intent": meaning.intent, "slots": dict(meaning.slots)}
 
@@ -177,7 +177,8 @@ def _readings(
         yield "head 1", log_probs.argmax(-1), log_probs
         return
     log_probs = task.ctc(encoder_out).log_softmax(-1)
-    yield "ctc 1", log_probs.argmax(-1), log_probs
+    greedy = log_probs.argmax(-1)
+    yield "ctc 1", greedy, log_probs
     for name, head in {"head": task.head, **task.rivals}.items():
         if searched and name not in SEARCHED:
             continue
@@ -187,7 +188,7 @@ def _readings(
             commits, revisions = SCHEDULES[key]
             read = decode_with_log_probs(head, encoder_out, commits, revisions=revisions)
             yield f"{name} {key}", *read
-        alignment = task.ctc(encoder_out).argmax(-1)
+        alignment = greedy
         for n in () if searched or name == "masks_only" else AFTER_CTC:
             log_probs = head(encoder_out, alignment).log_softmax(-1)
             alignment = log_probs.argmax(-1)

@@ -40,8 +40,8 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one model gave by one schedule and decoder, on one data set."""
+class Name:
+    """Which model read by which schedule and decoder, on which data set."""
 
     arm: str
     schedule: str
@@ -49,6 +49,34 @@ class Reading:
     data: str
     condition: str
     seed: int
+
+    @classmethod
+    def of(cls, file: Path, reading: str) -> Name:
+        """That of a reading in a file of score.py."""
+        run, data, condition, *rest = file.stem.split(".")
+        run, _, seed = run.rpartition("_")
+        head, _, schedule = reading.partition(" ")
+        arm = HEADS.get(head, head) if run in WITH_HEADS else run
+        decoder = rest[0] if rest else "greedy"
+        return cls(arm, schedule, decoder, data, CONDITIONS[condition], int(seed))
+
+    def columns(self) -> dict[str, Any]:
+        """As the first columns of a row."""
+        return {
+            "arm": self.arm,
+            "k": n_passes(self.schedule),
+            "schedule": "even" if self.schedule.isdigit() else self.schedule,
+            "decoder": self.decoder,
+            "data": self.data,
+            "condition": self.condition,
+        }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model gave by one schedule and decoder, on one data set."""
+
+    name: Name
     words: Errors
     characters: Errors
 
@@ -59,12 +87,7 @@ class Reading:
         unseen = [said == heard for said, heard in words if said in UNSEEN]
         seen = [said == heard for said, heard in words if said not in UNSEEN]
         return {
-            "arm": self.arm,
-            "k": n_passes(self.schedule),
-            "schedule": "even" if self.schedule.isdigit() else self.schedule,
-            "decoder": self.decoder,
-            "data": self.data,
-            "condition": self.condition,
+            **self.name.columns(),
             "wer": interval.value,
             "ci_low": interval.low,
             "ci_high": interval.high,
@@ -73,7 +96,7 @@ class Reading:
             "oov_words": len(unseen),
             "seen_wer": 1 - float(np.mean(seen)),
             "n": len(self.words.counts),
-            "seed": self.seed,
+            "seed": self.name.seed,
         }
 
 
@@ -88,58 +111,31 @@ def n_passes(schedule: str) -> int:
     return first + int(revisions or 0)
 
 
-def readings(file: Path) -> Iterator[Reading]:
+Lines = list[dict[str, Any]]
+
+
+def readings(file: Path, lines: Lines) -> Iterator[Reading]:
     """Everything that a file of transcripts holds."""
-    _, data, condition, *rest = file.stem.split(".")
-    lines = read_lines(file)
     references = [line["reference"] for line in lines]
-    for name in lines[0]["texts"]:
-        texts = [line["texts"][name] for line in lines]
-        arm, commits, seed = who(file, name)
-        yield Reading(
-            arm,
-            commits,
-            rest[0] if rest else "greedy",
-            data,
-            CONDITIONS[condition],
-            seed,
-            word_errors(references, texts),
-            character_errors(references, texts),
-        )
+    for reading in lines[0]["texts"]:
+        texts = [line["texts"][reading] for line in lines]
+        errors = word_errors(references, texts), character_errors(references, texts)
+        yield Reading(Name.of(file, reading), *errors)
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """A line a clip."""
-    return [json.loads(line) for line in file.read_text("utf8").splitlines()]
-
-
-def who(file: Path, reading: str) -> tuple[str, str, int]:
-    """Arm, schedule and seed of a reading."""
-    run, _, seed = file.name.partition(".")[0].rpartition("_")
-    head, _, commits = reading.partition(" ")
-    return HEADS.get(head, head) if run in WITH_HEADS else run, commits, int(seed)
-
-
-def slot_rows(file: Path) -> Iterator[dict[str, Any]]:
+def slot_rows(file: Path, lines: Lines) -> Iterator[dict[str, Any]]:
     """Commands that were understood whole and slots, of every reading of a file."""
-    _, data, condition, decoder = file.stem.split(".")
-    lines = read_lines(file)
     slots = {slot for line in lines for slot in line["said"]["slots"]}
-    for name in lines[0]["heard"]:
-        arm, commits, seed = who(file, name)
+    for reading in lines[0]["heard"]:
+        name = Name.of(file, reading)
         found = [
-            Understood(command(line["said"], slots), command(line["heard"][name], slots))
+            Understood(command(line["said"], slots), command(line["heard"][reading], slots))
             for line in lines
         ]
         whole, f1 = clopper_pearson(sum(one.right for one in found), len(found)), score_slots(found)
         assert f1.f1 is not None
         yield {
-            "arm": arm,
-            "k": n_passes(commits),
-            "schedule": "even" if commits.isdigit() else commits,
-            "decoder": decoder,
-            "data": data,
-            "condition": CONDITIONS[condition],
+            **name.columns(),
             "whole": whole.value,
             "ci_low": whole.low,
             "ci_high": whole.high,
@@ -147,7 +143,7 @@ def slot_rows(file: Path) -> Iterator[dict[str, Any]]:
             "f1_low": f1.f1.low,
             "f1_high": f1.f1.high,
             "n": len(found),
-            "seed": seed,
+            "seed": name.seed,
         }
 
 
@@ -159,14 +155,16 @@ def command(said: dict[str, Any], slots: Collection[str]) -> Command:
 
 def pairs(found: list[Reading]) -> Iterator[dict[str, Any]]:
     """Differences between arms, over the seeds that both have."""
-    by_name = {(r.arm, r.schedule, r.decoder, r.data, r.condition, r.seed): r for r in found}
+    by_name = {reading.name: reading for reading in found}
+    tests = sorted({(n.decoder, n.data, n.condition) for n in by_name})
+    seeds = sorted({n.seed for n in by_name})
     for ours, our_schedule, theirs, their_schedule in PAIRS:
-        for decoder, data, condition in sorted({(r.decoder, r.data, r.condition) for r in found}):
+        for test in tests:
             both = [
                 (mine, other)
-                for seed in sorted({r.seed for r in found})
-                if (mine := by_name.get((ours, our_schedule, decoder, data, condition, seed)))
-                and (other := by_name.get((theirs, their_schedule, decoder, data, condition, seed)))
+                for seed in seeds
+                if (mine := by_name.get(Name(ours, our_schedule, *test, seed)))
+                and (other := by_name.get(Name(theirs, their_schedule, *test, seed)))
             ]
             if not both:
                 continue
@@ -184,6 +182,7 @@ def pairs(found: list[Reading]) -> Iterator[dict[str, Any]]:
                 / sum(r.characters.sizes.sum() for r in side)
                 for side in zip(*both, strict=True)
             ]
+            decoder, data, condition = test
             yield {
                 "ours": f"{ours} {our_schedule}",
                 "theirs": f"{theirs} {their_schedule}",
@@ -210,15 +209,21 @@ def main() -> None:
     files = sorted(parser.parse_args().out.glob("*.jsonl"))
     if not files:
         sys.exit("expected transcripts, found none; make them with score.py")
-    with_slots = [file for file in files if "said" in read_lines(file)[0]]
-    found = [one for file in files if file not in with_slots for one in readings(file)]
+    found: list[Reading] = []
+    slots: list[dict[str, Any]] = []
+    for file in files:
+        lines = [json.loads(line) for line in file.read_text("utf8").splitlines()]
+        if "said" in lines[0]:
+            slots += slot_rows(file, lines)
+        else:
+            found += readings(file, lines)
     arms = {*HEADS.values(), "ctc_deep", "ctc_compute", "self_conditioned"}
     rows = [reading.row() for reading in found]
     tables = {
         "rows": [row for row in rows if row["arm"] in arms],
         "variants": [row for row in rows if row["arm"] not in arms],
         "pairs": list(pairs(found)),
-        "slots": [row for file in with_slots for row in slot_rows(file)],
+        "slots": slots,
     }
     for row in tables["slots"]:
         print(
