@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import cast
 
 import msgspec
@@ -42,7 +43,7 @@ from edge_imputer.train.tasks import (
     TaskSpec,
     build_task,
 )
-from edge_imputer.train.tasks.imputer import _Given, _mask, _shown
+from edge_imputer.train.tasks.imputer import _disagreement, _Given, _Look, _mask, _shown
 from edge_imputer.train.tasks.keywords import classify, max_pool_loss
 
 from .fakes import Described
@@ -118,6 +119,7 @@ IMPUTERS = {
     "bernoulli": ImputerTaskSpec(head=HEAD, mask_policy="bernoulli", loss="imitation"),
     "corrupted": ImputerTaskSpec(head=HEAD, corrupted=0.5),
     "refined": ImputerTaskSpec(head=HEAD, refined=0.5),
+    "consistent": ImputerTaskSpec(head=HEAD, refined=0.3, consistency=0.2),
     "masks only": ImputerTaskSpec(head=HEAD, all_masked=1.0),
     "rivals": ImputerTaskSpec(
         head=HEAD,
@@ -312,7 +314,7 @@ def test_corrupted_and_refined_frames_are_the_encoders() -> None:
     b = batch((64, 32))
     frames = torch.tensor([16, 8])
     logits = torch.randn(2, 16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    given = _Given(torch.zeros(2, 16, 6), logits, frames, b)
+    given = _Given(torch.zeros(2, 16, 6), logits, frames, b, b.seeds)
     partial = torch.full((2, 16), MASK)
     partial[:, ::2] = 1
     partial[1, 8:] = MASK
@@ -322,7 +324,8 @@ def test_corrupted_and_refined_frames_are_the_encoders() -> None:
     assert torch.equal(shown == MASK, partial == MASK)
     assert 2 <= int((shown != partial).sum()) <= 10
     sure = F.one_hot(torch.full((2, 16), 3), 4) * 50.0
-    replaced = _shown(partial, _Given(given.head_in, sure, frames, b), half, all_masked=False)[1]
+    certain = dataclasses.replace(given, ctc_logits=sure)
+    replaced = _shown(partial, certain, half, all_masked=False)[1]
     assert set(replaced[replaced != partial].tolist()) == {3}
     for share, as_it_was in ((1.0, False), (0.0, True)):
         refined = msgspec.structs.replace(IMPUTERS["dp"], refined=share)
@@ -332,6 +335,50 @@ def test_corrupted_and_refined_frames_are_the_encoders() -> None:
         assert torch.equal(shown, partial if as_it_was else whole)
         assert (kept == MASK).all() or as_it_was
         assert torch.equal(_shown(partial, given, refined, all_masked=True)[1], partial)
+
+
+def test_disagreement_counts_frames_that_both_looks_had_to_find() -> None:
+    """Both divergences by their definition, and no gradient towards the other's answer."""
+    generator = torch.Generator().manual_seed(3)
+    frames = torch.tensor([3, 2])
+    logits = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=generator)
+    partials = torch.full((2, 2, 3), MASK)
+    partials[0, 0, 1] = partials[1, 0, 2] = 1  # of the first utterance, frame 0 is open in both
+    none = torch.zeros(2)
+    one, other = (
+        _Look(none, none, each.clone().requires_grad_(), partial)
+        for each, partial in zip(logits, partials, strict=True)
+    )
+    apart = _disagreement(one, other, frames)
+    p, q = logits.float().softmax(-1)
+    both = ((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)) / 2
+    torch.testing.assert_close(apart, torch.stack([both[0, 0], both[1, :2].sum()]))
+    assert not _disagreement(one, one, frames).any()
+    apart.sum().backward()
+    gradient = one.logits.grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient[1, :2], ((p - q) / 2)[1, :2].double())
+    assert not gradient[0, 1:].any()
+    assert not gradient[1, 2].any()
+
+
+def test_a_second_look_has_other_masks_and_errors() -> None:
+    """The same utterances by the same alignments, whatever batch they are in."""
+    b = batch((64, 32))
+    logits = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(1))
+    given = _Given(torch.zeros(2, 16, 6), logits, torch.tensor([16, 8]), b, b.seeds)
+    best = given.alignment("viterbi")
+    again = given.with_other_masks()
+    assert again.alignment("viterbi") is best
+    settings = IMPUTERS["corrupted"]
+    first, second = (
+        _shown(_mask(best, one, settings), one, settings, all_masked=False)[1]
+        for one in (given, again)
+    )
+    assert not torch.equal(first, second)
+    assert torch.equal(again.seeds, given.with_other_masks().seeds)
+    alone = dataclasses.replace(given, seeds=b.seeds[1:]).with_other_masks()
+    assert torch.equal(again.seeds[1:], alone.seeds)
 
 
 def test_masks_and_dropout_change_with_the_seeds() -> None:
@@ -550,6 +597,7 @@ def test_settings_are_read_from_toml() -> None:
         (ImputerTaskSpec(dropout=1.5), "shares .* got {'dropout': 1.5}"),
         (ImputerTaskSpec(all_masked=1.5), "all_masked from 0 to 1, got 1.5"),
         (ImputerTaskSpec(refined=-1.0), "refined from 0 to 1, got -1.0"),
+        (ImputerTaskSpec(consistency=-0.1), "expected consistency >= 0, and finite, got -0.1"),
         (ImputerTaskSpec(corrupted=1.0), "shares .* got {'corrupted': 1.0}"),
         (
             ImputerTaskSpec(rivals={"a": RivalSpec()}, stop_gradient=False),
@@ -614,7 +662,7 @@ def test_an_imputers_head_loss_is_the_objectives() -> None:
     assert isinstance(model.spec, ModelSpec)
     b = batch()
     out, frames = model.encoder(b.features, b.lengths)
-    given = _Given(out, model.ctc(out), frames, b)
+    given = _Given(out, model.ctc(out), frames, b, b.seeds)
     alignment = given.alignment("viterbi")
     partial = _mask(alignment, given, settings)
     assert ((partial == -1) | (partial == alignment.tokens)).all()

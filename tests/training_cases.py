@@ -78,6 +78,12 @@ SIZES: dict[str, tuple[str, ...]] = {
         "batches.frames=1200",
         "batches.least=2",
     ),
+    "voice-commands-small": (
+        *SMALL_CONFORMER,
+        "task.head.width=8",
+        "batches.frames=1200",
+        "batches.least=2",
+    ),
     "voice-commands": (
         *SMALL_CONFORMER,
         "task.head.width=8",

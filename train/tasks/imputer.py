@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_imputer.errors import SpecError
@@ -24,12 +25,12 @@ from ..objective import (
     mask_alignment,
     sample_alignment,
 )
-from ..objective.seeded import random_uniform
+from ..objective.seeded import random_bits, random_uniform
 from .settings import ImputerTaskSpec, RollIn
 from .speech import ENCODER_DROPOUT, HEAD_DROPOUT, SpeechTask, per_token
 
 # Streams of an utterance's seed, besides those of `speech.py`.
-CORRUPTED, DRAWN, REFINED = 18, 19, 20
+CORRUPTED, DRAWN, REFINED, AGAIN = 18, 19, 20, 21
 
 
 class ImputerTask(SpeechTask):
@@ -77,7 +78,8 @@ class ImputerTask(SpeechTask):
         encoder_loss, restraint = self.restrain(encoder_loss, logits, frames, batch)
         settings = self.settings
         head_in = encoder_out.detach() if settings.stop_gradient else encoder_out
-        given = _Given(self.drop(head_in, batch, HEAD_DROPOUT), logits.detach(), frames, batch)
+        dropped = self.drop(head_in, batch, HEAD_DROPOUT)
+        given = _Given(dropped, logits.detach(), frames, batch, batch.seeds)
         head_loss, head_restraint = self._head_loss(self.head, settings, given, progress)
         losses = encoder_loss + restraint, head_loss + head_restraint
         if settings.stop_gradient:
@@ -102,7 +104,19 @@ class ImputerTask(SpeechTask):
     def _head_loss(
         self, head: nn.Module, settings: ImputerTaskSpec, given: _Given, progress: float
     ) -> tuple[Tensor, Tensor]:
-        """A head's loss given partial alignments, with the penalty on large logits; restraint."""
+        """A head's loss given partial alignments, with its penalties; restraint."""
+        seen = self._look(head, settings, given, progress)
+        if not settings.consistency or progress < settings.all_masked:
+            return seen.loss, seen.restraint
+        again = self._look(head, settings, given.with_other_masks(), progress)
+        apart = _disagreement(seen, again, given.frames)
+        loss = (seen.loss + again.loss) / 2 + settings.consistency * per_token(apart, given.batch)
+        return loss, (seen.restraint + again.restraint) / 2
+
+    def _look(
+        self, head: nn.Module, settings: ImputerTaskSpec, given: _Given, progress: float
+    ) -> _Look:
+        """What a head makes of one partial alignment an utterance."""
         batch, frames = given.batch, given.frames
         all_masked = progress < settings.all_masked
         alignment = None
@@ -143,7 +157,7 @@ class ImputerTask(SpeechTask):
                 validate=False,
             )
         losses, restraint = self.restrain(per_token(losses, batch), logits, frames, batch)
-        return losses + self.logit_penalty(logits, frames), restraint
+        return _Look(losses + self.logit_penalty(logits, frames), restraint, logits, partial)
 
     def heard_errors(
         self, batch: Batch, encoder_out: Tensor, frames: Tensor
@@ -185,13 +199,19 @@ class _Given:
     head_in : (B, T, d_model)
     ctc_logits : (B, T, V), the encoder's own
     frames : (B,)
+    seeds : long, (B,), of masks and errors
     """
 
     head_in: Tensor
     ctc_logits: Tensor
     frames: Tensor
     batch: Batch
+    seeds: Tensor
     _alignments: dict[RollIn, Alignment] = field(default_factory=dict)
+
+    def with_other_masks(self) -> _Given:
+        """The same, with other frames masked and other errors."""
+        return replace(self, seeds=random_bits(self.seeds, AGAIN, ()))
 
     def alignment(self, roll_in: RollIn) -> Alignment:
         """The encoder's alignments of the targets, one an utterance."""
@@ -208,6 +228,39 @@ class _Given:
         return self._alignments[roll_in]
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What a head made of partial alignments.
+
+    Attributes
+    ----------
+    loss, restraint : (B,)
+    logits : (B, T, V)
+    partial : (B, T), `MASK` where the head had to find the token
+    """
+
+    loss: Tensor
+    restraint: Tensor
+    logits: Tensor
+    partial: Tensor
+
+
+def _disagreement(one: _Look, other: _Look, frames: Tensor) -> Tensor:
+    """How far two looks are apart in the frames that both had to find, a sum over them, (B,).
+
+    The mean of the two Kullback-Leibler divergences, each to what the other says, taken as given
+    (Yao et al. 2024, arXiv:2410.05101, CR-CTC).
+    """
+    first, second = (look.logits.float().log_softmax(-1) for look in (one, other))
+    to_second, to_first = (
+        F.kl_div(mine, theirs.detach(), reduction="none", log_target=True).sum(-1)
+        for mine, theirs in ((first, second), (second, first))
+    )
+    inside = torch.arange(first.shape[1], device=frames.device) < frames[:, None]
+    both = (one.partial == MASK) & (other.partial == MASK) & inside
+    return ((to_second + to_first) / 2).masked_fill(~both, 0.0).sum(1)
+
+
 def _mask(alignment: Alignment, given: _Given, settings: ImputerTaskSpec) -> Tensor:
     """The partial alignments that agree with a transcript, `MASK` where open, (B, T)."""
     policy = settings.mask_policy
@@ -217,7 +270,7 @@ def _mask(alignment: Alignment, given: _Given, settings: ImputerTaskSpec) -> Ten
         policy=policy,
         block_size=settings.head.block_size,
         confidence=alignment.frame_scores if policy == "confidence" else None,
-        seeds=given.batch.seeds,
+        seeds=given.seeds,
     )
 
 
@@ -225,7 +278,7 @@ def _shown(
     partial: Tensor, given: _Given, settings: ImputerTaskSpec, all_masked: bool
 ) -> tuple[Tensor, Tensor]:
     """What the loss takes as filled in, and what the head is shown: with the encoder's errors."""
-    seeds, n_frames = given.batch.seeds.to(partial.device), partial.shape[1]
+    seeds, n_frames = given.seeds.to(partial.device), partial.shape[1]
     shown = partial
     if settings.corrupted and not all_masked:
         replaced = random_uniform(seeds, CORRUPTED, (n_frames,)) < settings.corrupted

@@ -85,6 +85,7 @@ class RivalSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     all_masked: float | None = None
     corrupted: float | None = None
     refined: float | None = None
+    consistency: float | None = None
 
 
 class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", tag_field="kind"):
@@ -110,6 +111,10 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
         Share of the utterances of which the head is shown the encoder's whole best alignment,
         errors and all, with every frame to be found anew: what a last pass meets that looks at
         everything again (Chi et al. 2021, arXiv:2010.14233, Align-Refine).
+    consistency : float
+        Times how far apart the head's answers are where it is shown two partial alignments of an
+        utterance, in the frames open in both (Yao et al. 2024, arXiv:2410.05101, CR-CTC, with
+        masks in place of augmentation). Above 0 the head looks twice in every update.
     rivals : dict of str to RivalSpec
         Heads that learn beside, each by its own settings, from the same encoder on the same
         batches: to compare what makes a head good, at one encoder's cost. They need
@@ -127,6 +132,7 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
     all_masked: float = 0.2
     corrupted: float = 0.0
     refined: float = 0.0
+    consistency: float = 0.0
     rivals: dict[str, RivalSpec] = {}
     stop_gradient: bool = True
     ctc_weight: float = 0.8
@@ -151,6 +157,8 @@ class ImputerTaskSpec(SpeechSettings, frozen=True, kw_only=True, tag="imputer", 
         for share in ("all_masked", "refined"):
             if not 0 <= getattr(self, share) <= 1:
                 raise SpecError(f"expected {share} from 0 to 1, got {getattr(self, share)}")
+        if not 0 <= self.consistency < math.inf:
+            raise SpecError(f"expected consistency >= 0, and finite, got {self.consistency}")
         self.head.check()
         self._check_rivals()
         if self.head.mixer == "none":

@@ -29,7 +29,8 @@ for speaker in jackson lucas yweweler; do
         touch "$to/done"
     done
     for words in "" "--lexicon $here/../../examples/digits.txt"; do
-        python "$here/score.py" "$out/runs/$speaker" "$out/of/$speaker" --data "fsdd=$test" $words
+        python "$here/score.py" "$out/runs/$speaker" "$out/of/$speaker" --data "fsdd=$test" $words \
+            --reading 'ctc 1' --reading 'head [1248]' --reading 'head 1+1' --reading 'imitation [1248]'
     done
 done
 # All three as one data set.

@@ -4,10 +4,11 @@
 
 RUNS holds a folder ARM_SEED with last.ckpt for each run. Of a run with an Imputer's head the
 encoder's own CTC, the head and its rivals are read, each by every schedule; of one of CTC the one
-pass there is. With `--lexicon` or `--grammar` the best path of words of a list, or of a grammar, is
-searched in what they give. OUT gets a file ARM_SEED.DATA.CONDITION[.DECODER].jsonl with a line a
-clip: key, reference, and the text by each reading; of clips whose slots are known and whose words
-are not, what was said and the command by each reading. What is there is not made again.
+pass there is. `--reading` keeps to some. With `--lexicon` or `--grammar` the best path of words of
+a list, or of a grammar, is searched in what they give. OUT gets a file
+ARM_SEED.DATA.CONDITION[.DECODER].jsonl with a line a clip: key, reference, and the text by each
+reading; of clips whose slots are known and whose words are not, what was said and the command by
+each reading. What is there is not made again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,6 @@ SCHEDULES = {
 AFTER_CTC = (1, 2, 3)  # passes of revision of what CTC reads, which no runtime does
 IN_SHORT = ("1", "2", "4", "8", "1+1", "1+3")  # of variants
 READ_IN_FULL = ("head", "imitation", "plain")
-SEARCHED, SEARCHED_BY = ("head", "imitation"), ("1", "4")  # a search takes longer than the network
 
 
 def main() -> None:
@@ -66,6 +67,9 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--noise", type=Path, help="a folder of recorded noise, for 10 dB")
     parser.add_argument("--run", action="append", help="only runs like this; repeatable")
+    parser.add_argument(
+        "--reading", action="append", help="only readings like this ('head [48]'); repeatable"
+    )
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     searched = parser.add_mutually_exclusive_group()
     searched.add_argument(
@@ -92,7 +96,7 @@ def main() -> None:
                 loaded = load_checkpoint(file)
                 if features is None:
                     features = list(_features(Path(folder), given.split, noise, loaded))
-                _score(loaded, features, language, out)
+                _score(loaded, features, language, given.reading or ["*"], out)
                 print(out.name, flush=True)
 
 
@@ -125,6 +129,7 @@ def _score(
     loaded: Checkpoint,
     features: list[tuple[Row, np.ndarray]],
     language: Language | None,
+    wanted: list[str],
     out: Path,
 ) -> None:
     """Write a run's texts."""
@@ -140,7 +145,7 @@ def _score(
         lengths = torch.tensor([len(one) for one in plain])
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(p) for p in plain], True)
         encoder_out, frames = loaded.encoder(padded, lengths)
-        for reading, tokens, log_probs in _readings(task, encoder_out, search is not None):
+        for reading, tokens, log_probs in _readings(task, encoder_out, wanted):
             for row, path, scores, n in zip(rows, tokens, log_probs, frames, strict=True):
                 if search is None:
                     heard[row][reading] = tokenizer.decode(tokenizer.collapse(path[:n].tolist()))
@@ -169,27 +174,30 @@ def _line(row: Row, heard: dict[str, str | Saying]) -> dict[str, object]:
 
 
 def _readings(
-    task: torch.nn.Module, encoder_out: torch.Tensor, searched: bool
+    task: torch.nn.Module, encoder_out: torch.Tensor, wanted: list[str]
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Name, alignment (B, T) and log-probabilities (B, T, V) of every reading of a model."""
+    """Name, alignment (B, T) and log-probabilities (B, T, V) of readings like the `wanted`."""
+
+    def is_wanted(reading: str) -> bool:
+        return any(fnmatchcase(reading, pattern) for pattern in wanted)
+
     if not isinstance(task, ImputerTask):
         log_probs = task.head(encoder_out, task.head.fully_masked(encoder_out)).log_softmax(-1)
         yield "head 1", log_probs.argmax(-1), log_probs
         return
     log_probs = task.ctc(encoder_out).log_softmax(-1)
     greedy = log_probs.argmax(-1)
-    yield "ctc 1", greedy, log_probs
+    if is_wanted("ctc 1"):
+        yield "ctc 1", greedy, log_probs
     for name, head in {"head": task.head, **task.rivals}.items():
-        if searched and name not in SEARCHED:
-            continue
         short = ("1",) if name == "masks_only" else IN_SHORT
-        keys = SEARCHED_BY if searched else SCHEDULES if name in READ_IN_FULL else short
-        for key in keys:
-            commits, revisions = SCHEDULES[key]
-            read = decode_with_log_probs(head, encoder_out, commits, revisions=revisions)
-            yield f"{name} {key}", *read
+        for key in SCHEDULES if name in READ_IN_FULL else short:
+            if is_wanted(f"{name} {key}"):
+                commits, revisions = SCHEDULES[key]
+                read = decode_with_log_probs(head, encoder_out, commits, revisions=revisions)
+                yield f"{name} {key}", *read
         alignment = greedy
-        for n in () if searched or name == "masks_only" else AFTER_CTC:
+        for n in AFTER_CTC if name != "masks_only" and is_wanted(f"{name} ctc+1") else ():
             log_probs = head(encoder_out, alignment).log_softmax(-1)
             alignment = log_probs.argmax(-1)
             yield f"{name} ctc+{n}", alignment, log_probs

@@ -3,9 +3,9 @@
     python docs/tools/imputer_vs_ctc/table.py OUT > build/imputer_vs_ctc.json
 
 The JSON object on stdout has `rows`, one for each arm, schedule, decoder, data set, condition and
-seed; `pairs`, differences between arms on the same clips and seeds, with intervals of a paired
-bootstrap over clips (all seeds of a clip drawn together); `variants`, as rows, of rival heads; and
-`slots`, commands of people by what was understood.
+seed; `variants`, the same of rival heads; `means`, both over the seeds; `pairs`, differences
+between arms on the same clips and seeds, with intervals of a paired bootstrap over clips (all seeds
+of a clip drawn together); and `slots`, commands of people by what was understood.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import argparse
 import json
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_imputer.metrics import clopper_pearson, paired_difference
-from edge_imputer.train.evaluation.error_rates import Errors, character_errors, word_errors
+from edge_imputer.train.evaluation.error_rates import (
+    Errors,
+    character_errors,
+    ratio_interval,
+    word_errors,
+)
 from edge_imputer.train.evaluation.slots import Command, Understood, normalised, score_slots
 from edge_imputer.train.synthesis import read_texts
 
@@ -153,6 +158,35 @@ def command(said: dict[str, Any], slots: Collection[str]) -> Command:
     return Command(said["intent"], values)
 
 
+def means(found: list[Reading]) -> Iterator[dict[str, Any]]:
+    """Rates over all seeds of a reading, with intervals over clips: all seeds of a clip at once."""
+    by_name: dict[Name, list[Reading]] = {}
+    for reading in found:
+        by_name.setdefault(replace(reading.name, seed=0), []).append(reading)
+    for name, seeds in by_name.items():
+        rows = [reading.row() for reading in seeds]
+        counts, sizes = (
+            np.sum([getattr(reading.words, what) for reading in seeds], axis=0)
+            for what in ("counts", "sizes")
+        )
+        wer = ratio_interval(counts, sizes)
+        rates = ("cer", "oov_wer", "seen_wer")
+        yield {
+            **name.columns(),
+            "wer": wer.value,
+            "ci_low": wer.low,
+            "ci_high": wer.high,
+            "least": min(row["wer"] for row in rows),
+            "most": max(row["wer"] for row in rows),
+            **{
+                rate: None if rows[0][rate] is None else float(np.mean([r[rate] for r in rows]))
+                for rate in rates
+            },
+            "n": len(counts),
+            "seeds": len(seeds),
+        }
+
+
 def pairs(found: list[Reading]) -> Iterator[dict[str, Any]]:
     """Differences between arms, over the seeds that both have."""
     by_name = {reading.name: reading for reading in found}
@@ -222,6 +256,7 @@ def main() -> None:
     tables = {
         "rows": [row for row in rows if row["arm"] in arms],
         "variants": [row for row in rows if row["arm"] not in arms],
+        "means": list(means(found)),
         "pairs": list(pairs(found)),
         "slots": slots,
     }
