@@ -33,14 +33,23 @@ from edge_imputer.train.synthesis import read_texts
 UNSEEN = frozenset(read_texts(Path(__file__).with_name("unseen_words.txt")))
 CONDITIONS = {"clean": "clean", "10dB": "10 dB"}
 HEADS = {"ctc": "ctc", "head": "imputer_dp", "imitation": "imputer_im"}
-WITH_HEADS = ("shared", "variants")  # runs whose readings are of several arms
+RUNS = {"shared": HEADS, "variants": HEADS, "joint": {"ctc": "joint ctc", "head": "joint"}}
+"""Arms of the runs that have several, by what score.py calls their heads."""
+ARMS = ("ctc", "self_conditioned", "ctc_deep", "ctc_compute", "imputer_im", "imputer_dp")
 PAIRS = (
     ("imputer_dp", "4", "ctc", "1"),
     ("imputer_dp", "4", "ctc_deep", "1"),
     ("imputer_dp", "4", "ctc_compute", "1"),
     ("imputer_dp", "4", "self_conditioned", "1"),
     ("imputer_dp", "4", "imputer_im", "4"),
+    ("imputer_dp", "1+1", "ctc", "1"),
+    ("imputer_dp", "1+1", "ctc_compute", "1"),
+    ("imputer_dp", "1+1", "imputer_dp", "4"),
     ("imputer_dp", "8", "imputer_dp", "1"),
+    ("joint", "4", "imputer_dp", "4"),
+    ("wide", "4", "imputer_dp", "4"),
+    ("plain", "4", "imputer_dp", "4"),
+    ("masks_only", "1", "imputer_dp", "4"),
 )
 
 
@@ -61,7 +70,7 @@ class Name:
         run, data, condition, *rest = file.stem.split(".")
         run, _, seed = run.rpartition("_")
         head, _, schedule = reading.partition(" ")
-        arm = HEADS.get(head, head) if run in WITH_HEADS else run
+        arm = RUNS[run].get(head, head) if run in RUNS else run
         decoder = rest[0] if rest else "greedy"
         return cls(arm, schedule, decoder, data, CONDITIONS[condition], int(seed))
 
@@ -251,11 +260,10 @@ def main() -> None:
             slots += slot_rows(file, lines)
         else:
             found += readings(file, lines)
-    arms = {*HEADS.values(), "ctc_deep", "ctc_compute", "self_conditioned"}
     rows = [reading.row() for reading in found]
     tables = {
-        "rows": [row for row in rows if row["arm"] in arms],
-        "variants": [row for row in rows if row["arm"] not in arms],
+        "rows": [row for row in rows if row["arm"] in ARMS],
+        "variants": [row for row in rows if row["arm"] not in ARMS],
         "means": list(means(found)),
         "pairs": list(pairs(found)),
         "slots": slots,
