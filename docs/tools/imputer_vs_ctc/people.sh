@@ -12,11 +12,19 @@ shift 3
 here=$(dirname "$0")
 mkdir -p "$out/texts"
 [ $# -gt 0 ] || set -- $(ls "$runs")
+join() { # FOLDER OPTIONS...
+    folder=$1
+    shift
+    [ -e "$folder" ] && return
+    rm -rf "$folder.part"
+    edge-imputer data join "$fsdd" "$folder.part" "$@"
+    mv "$folder.part" "$folder"
+}
 for speaker in jackson lucas yweweler; do
     train="$out/strings/train/$speaker"
     test="$out/strings/test/$speaker"
-    [ -e "$train" ] || edge-imputer data join "$fsdd" "$train" -n 1500 --hold-out $speaker --split train --seed 1
-    [ -e "$test" ] || edge-imputer data join "$fsdd" "$test" -n 300 --hold-out $speaker --seed 2
+    join "$train" -n 1500 --hold-out $speaker --split train --seed 1
+    join "$test" -n 300 --hold-out $speaker --seed 2
     for run; do
         [ -e "$runs/$run/last.ckpt" ] || continue
         to="$out/runs/$speaker/$run"

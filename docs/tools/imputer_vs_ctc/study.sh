@@ -4,13 +4,13 @@
 #   sh docs/tools/imputer_vs_ctc/study.sh CORPUS OUT NOISE COFFEE
 #
 # CORPUS is what corpus.sh wrote, NOISE a folder of recorded noise, COFFEE real/coffee_commands. Writes OUT/runs/ARM_SEED and
-# OUT/texts, for table.py. Run again, it goes on where it stopped. Half an hour of one core a run, 13 runs; a quarter of an
+# OUT/texts, for table.py. Run again, it goes on where it stopped. Half an hour of one core a run, 14 runs; a quarter of an
 # hour of one core a run for reading.
 set -e
 corpus=$1 out=$2 noise=$3 coffee=$4
 here=$(dirname "$0")
 mkdir -p "$out/runs"
-for run in variants_1 joint_1 ctc_deep_1 ctc_compute_1 self_conditioned_1 \
+for run in variants_1 joint_1 consistent_1 ctc_deep_1 ctc_compute_1 self_conditioned_1 \
     shared_2 ctc_deep_2 ctc_compute_2 self_conditioned_2 \
     shared_3 ctc_deep_3 ctc_compute_3 self_conditioned_3; do
     to="$out/runs/$run"

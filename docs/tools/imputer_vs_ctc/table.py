@@ -3,7 +3,7 @@
     python docs/tools/imputer_vs_ctc/table.py OUT > build/imputer_vs_ctc.json
 
 The JSON object on stdout has `rows`, one for each arm, schedule, decoder, data set, condition and
-seed; `variants`, the same of rival heads; `means`, both over the seeds; `pairs`, differences
+seed; `means`, the same over the seeds; `variants`, as `means`, of other heads; `pairs`, differences
 between arms on the same clips and seeds, with intervals of a paired bootstrap over clips (all seeds
 of a clip drawn together); and `slots`, commands of people by what was understood.
 """
@@ -33,7 +33,12 @@ from edge_imputer.train.synthesis import read_texts
 UNSEEN = frozenset(read_texts(Path(__file__).with_name("unseen_words.txt")))
 CONDITIONS = {"clean": "clean", "10dB": "10 dB"}
 HEADS = {"ctc": "ctc", "head": "imputer_dp", "imitation": "imputer_im"}
-RUNS = {"shared": HEADS, "variants": HEADS, "joint": {"ctc": "joint ctc", "head": "joint"}}
+RUNS = {
+    "shared": HEADS,
+    "variants": HEADS,
+    "joint": {"ctc": "joint ctc", "head": "joint"},
+    "consistent": {"head": "consistent"},
+}
 """Arms of the runs that have several, by what score.py calls their heads."""
 ARMS = ("ctc", "self_conditioned", "ctc_deep", "ctc_compute", "imputer_im", "imputer_dp")
 PAIRS = (
@@ -260,11 +265,11 @@ def main() -> None:
             slots += slot_rows(file, lines)
         else:
             found += readings(file, lines)
-    rows = [reading.row() for reading in found]
+    over_seeds = list(means(found))
     tables = {
-        "rows": [row for row in rows if row["arm"] in ARMS],
-        "variants": [row for row in rows if row["arm"] not in ARMS],
-        "means": list(means(found)),
+        "rows": [reading.row() for reading in found if reading.name.arm in ARMS],
+        "means": [row for row in over_seeds if row["arm"] in ARMS],
+        "variants": [row for row in over_seeds if row["arm"] not in ARMS],
         "pairs": list(pairs(found)),
         "slots": slots,
     }
@@ -275,11 +280,12 @@ def main() -> None:
             f" {row['ci_high']:.1%}] slots' F1 {row['f1']:.1%}",
             file=sys.stderr,
         )
-    for row in (*tables["rows"], *tables["variants"]):
+    for row in (*tables["means"], *tables["variants"]):
         print(
             f"{row['arm']:17} K={row['k']} {row['schedule']:8} {row['decoder']:8} {row['data']:8}"
-            f"{row['condition']:6} seed {row['seed']} WER {row['wer']:6.1%}"
-            f" [{row['ci_low']:.1%}, {row['ci_high']:.1%}] CER {row['cer']:.1%}"
+            f"{row['condition']:6} WER {row['wer']:6.1%}"
+            f" [{row['ci_low']:.1%}, {row['ci_high']:.1%}] ({row['seeds']} seeds,"
+            f" {row['least']:.1%} to {row['most']:.1%}) CER {row['cer']:.1%}"
             + (f" unseen {row['oov_wer']:.0%}" if row["oov_wer"] is not None else ""),
             file=sys.stderr,
         )
