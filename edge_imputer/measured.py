@@ -72,7 +72,7 @@ class Metrics(Record, frozen=True, kw_only=True):
 
     data: str | None
     digit_accuracy: Interval | None  # exact transcripts of isolated held-out clips
-    wer: Interval | None  # of joined sequences, at the bundle's own schedule
+    wer: Interval | None  # of sequences or sentences, by the bundle's own passes
     keyword_recall: Interval | None
     keyword_fa_per_hour: float | None
     negative_hours: float | None

@@ -118,7 +118,7 @@ def _measured(metrics: Metrics, threshold: float | None) -> str:
     false_alarms = metrics.keyword_fa_per_hour
     rows = [
         ("isolated words exactly right", *_interval(metrics.digit_accuracy)),
-        ("word error rate of sequences", *_interval(metrics.wer)),
+        ("word error rate", *_interval(metrics.wer)),
         ("keyword recall", *_interval(metrics.keyword_recall)),
         (
             "keyword false alarms an hour",

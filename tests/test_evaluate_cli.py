@@ -115,6 +115,34 @@ def test_passes_by_number_or_by_schedule(
     assert len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) == 32
 
 
+def test_a_word_error_rate_ends_in_the_card(
+    capsys: pytest.CaptureFixture[str],
+    untrained_bundle: Path,
+    words: Path,
+    noise: Path,
+    tmp_path: Path,
+) -> None:
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    shutil.copytree(untrained_bundle, bundle)
+    before = (bundle / "MODEL_CARD.md").read_text("utf8")
+    data = (bundle, "--data", words, "--out", out, "--task", "transcripts", "--write")
+    for more in (["--steps", "2"], ["--revisions", "1"], ["--schedule", "7,1"]):
+        assert "the bundle's own passes" in refusal(capsys, *data, *more)
+    assert "got words test, real, clean, words test, real, clean; nothing was written" in refusal(
+        capsys, *data, "--data", words
+    )
+    assert (bundle / "MODEL_CARD.md").read_text("utf8") == before
+    mixed = ("--noise", noise, "--snr", "0", "--by", "speaker", "--json")
+    report = json.loads(run(capsys, *data, *mixed))
+    metrics = Bundle.load(bundle).manifest.metrics
+    assert metrics.data == "words test, real, clean"
+    assert metrics.wer is not None
+    assert metrics.wer.value == report["rows"][0]["wer"]["value"]
+    assert f"| word error rate | {metrics.wer.value:.2%} |" in (bundle / "MODEL_CARD.md").read_text(
+        "utf8"
+    )
+
+
 def test_keywords_end_in_a_bundle_that_knows_its_threshold(
     capsys: pytest.CaptureFixture[str],
     untrained_bundle: Path,

@@ -10,8 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
+from ..bundle import Bundle
 from ..claims import at_most, operating_point_lines, rate_text
 from ..errors import SpecError, require
 from .listening import RevisionsOption, ScheduleOption, parse_schedule
@@ -42,7 +44,7 @@ class Task(str, Enum):
 
 
 OPTIONS_OF = {
-    Task.transcripts: {"--compare", "--language", "--schedule"},
+    Task.transcripts: {"--compare", "--language", "--schedule", "--write"},
     Task.keywords: {"--negatives", "--keyword", "--threshold", "--write"},
     Task.slots: {"--compare", "--language", "--schedule", "--threshold"},
 }
@@ -127,7 +129,12 @@ def evaluate(
     ] = Path("build/evaluate"),
     html: Annotated[bool, typer.Option("--html", help="Write OUT/report.html.")] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Put the operating point into the bundle.")
+        bool,
+        typer.Option(
+            "--write",
+            help="Put the operating point, or with --task transcripts the word error rate, into "
+            "the bundle and its card.",
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON for a program to read.")
@@ -147,6 +154,8 @@ def evaluate(
     `edge-imputer evaluate build/train/last.ckpt --data commands --steps 1 --revisions 1`
 
     `edge-imputer evaluate bundle --data real/coffee_commands --language coffee.jsgf --html`
+
+    `edge-imputer evaluate bundle --data commands --task transcripts --write`
 
     `edge-imputer evaluate build/demo/bundle -d real/fsdd -n real/coffee_commands -w seven --html`
 
@@ -197,8 +206,8 @@ def evaluate(
         "--schedule": schedule,
     }
     _check_options(task, given)
-    if write and model.is_file():
-        raise SpecError(f"{model} is a checkpoint; only a bundle carries an operating point")
+    if write:
+        _check_write(model, task, options)
     report: Report
     with Journal(out / JOURNAL_NAME) as journal:
         if task is Task.transcripts:
@@ -217,7 +226,7 @@ def evaluate(
     figures = write_json(out / JSON_NAME, report)
     page = write_html(out / HTML_NAME, report) if html else None
     if write:
-        _write_operating_point(model, report)
+        _write_into_bundle(model, report)
     if as_json:
         print(figures.read_text("utf8"), end="")
         return
@@ -264,12 +273,36 @@ def _command() -> str:
     return shlex.join(["edge-imputer", *sys.argv[1:]])
 
 
-def _write_operating_point(model: Path, report: Report) -> None:
-    from edge_imputer.export.bundle import update_operating_point
-    from edge_imputer.train.evaluation import KeywordReport
+def _check_write(model: Path, task: Task, options: Options) -> None:
+    """Refuse to write what a bundle cannot say, before anything is measured."""
+    if model.is_file():
+        raise SpecError(f"{model} is a checkpoint; only a bundle carries figures")
+    own = (options.n_steps, options.schedule, options.revisions, options.language)
+    if task is Task.transcripts and own != (None,) * 4:
+        raise SpecError(
+            "expected the bundle's own passes and no language with --write: its card says what it "
+            "does by itself; leave out --steps, --schedule, --revisions and --language"
+        )
 
-    assert isinstance(report, KeywordReport)  # the option makes it so
-    update_operating_point(model, report.operating_point)
+
+def _write_into_bundle(model: Path, report: Report) -> None:
+    """Put what a report says of a bundle into its manifest and card."""
+    from edge_imputer.export.bundle import NO_METRICS, update_metrics, update_operating_point
+    from edge_imputer.train.evaluation import KeywordReport, TranscriptReport
+
+    if isinstance(report, KeywordReport):
+        update_operating_point(model, report.operating_point)
+        return
+    assert isinstance(report, TranscriptReport)  # the options make it so
+    clean = [r for r in report.rows if r.condition.snr_db is None and r.condition.by is None]
+    if len(clean) != 1:
+        named = ", ".join(str(row.condition) for row in clean)
+        raise SpecError(
+            f"expected one data set of one kind of speech with --write, got {named}; nothing was "
+            "written into the bundle"
+        )
+    metrics = msgspec.structs.replace(NO_METRICS, data=str(clean[0].condition), wer=clean[0].wer)
+    update_metrics(model, metrics, Bundle.load(model).manifest.keyword_threshold)
 
 
 def print_report(report: Report) -> None:

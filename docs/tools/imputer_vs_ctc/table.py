@@ -37,7 +37,8 @@ RUNS = {
     "shared": HEADS,
     "variants": HEADS,
     "joint": {"ctc": "joint ctc", "head": "joint"},
-    "consistent": {"head": "consistent"},
+    "voice_commands": {"ctc": "voice-commands ctc", "head": "voice-commands"},
+    "consistent": {"ctc": "consistent ctc", "head": "consistent"},
 }
 """Arms of the runs that have several, by what score.py calls their heads."""
 ARMS = ("ctc", "self_conditioned", "ctc_deep", "ctc_compute", "imputer_im", "imputer_dp")
@@ -52,7 +53,9 @@ PAIRS = (
     ("imputer_dp", "1+1", "imputer_dp", "4"),
     ("imputer_dp", "8", "imputer_dp", "1"),
     ("joint", "4", "imputer_dp", "4"),
+    ("consistent", "4", "imputer_dp", "4"),
     ("wide", "4", "imputer_dp", "4"),
+    ("wide", "4", "ctc", "1"),
     ("plain", "4", "imputer_dp", "4"),
     ("masks_only", "1", "imputer_dp", "4"),
 )
