@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_imputer.bundle import Bundle
 from edge_imputer.decoding import of_grammar, of_words
 from edge_imputer.errors import SpecError
 from edge_imputer.train.evaluation.rows import open_data_set
@@ -111,12 +113,13 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_of_texts_and_of_slots(tmp_path: Path) -> None:
     texts = open_data_set(corpus(tmp_path / "a", [{"text": "one zero"}, {"text": "one"}]), "test")
-    row = tool.measure(texts, None, None, None)
+    row = tool.measure(texts, tool.PocketSphinx(None), None, None, None)
     assert (row["wer"], row["n_words"]) == (pytest.approx(2 / 3), 3)
     assert row["words_without_pronunciation"] == ["zero"]
     assert row["real_time_factor"] > 0
     slots = [{"slots": {"first": "one", "then": "seven"}}, {"slots": {"first": "two"}}]
-    row = tool.measure(open_data_set(corpus(tmp_path / "b", slots), "test"), GRAMMAR, None, None)
+    data = open_data_set(corpus(tmp_path / "b", slots), "test")
+    row = tool.measure(data, tool.PocketSphinx(GRAMMAR), GRAMMAR, None, None)
     assert (row["right"], row["slot_f1"]) == (0.5, pytest.approx(4 / 7))
     assert row["left_out_of_language"] == ["zzyzx"]
 
@@ -127,7 +130,7 @@ def test_clips_that_are_not_scored_are_not_counted(tmp_path: Path) -> None:
     for name, rows, language in (("a", texts, None), ("b", slots, GRAMMAR)):
         data = open_data_set(corpus(tmp_path / name, rows), "test")
         assert len(data.rows) == len(rows)
-        assert tool.measure(data, language, None, None)["n_clips"] == 1
+        assert tool.measure(data, tool.PocketSphinx(language), language, None, None)["n_clips"] == 1
 
 
 def test_few_clips_are_spread_over_the_corpus(tmp_path: Path) -> None:
@@ -142,4 +145,33 @@ def test_samples_are_clipped_to_16_bits() -> None:
     assert (entry.text, entry.rules) == ("one seven", None)
     heard = np.frombuffer(model._decoder.heard, "<i2")
     assert heard.tolist() == [0, 32767, -32767]
-    assert model.audio_s == 3 / 16_000
+
+
+def test_a_model_of_ours_hears_the_same_clips(
+    tmp_path: Path,
+    untrained_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tool, "version", lambda name: "5.0")
+    data = corpus(tmp_path / "a", [{"text": "one zero"}, {"text": "one"}])
+    words = tmp_path / "words.txt"
+    words.write_text("one\nseven\n")
+    out = tmp_path / "out.json"
+    tool.main(
+        [str(data), "--bundle", str(untrained_bundle), "--language", str(words), "--out", str(out)]
+    )
+    found = json.loads(out.read_text())
+    assert found == json.loads(capsys.readouterr().out.splitlines()[-1])
+    name = Bundle.load(untrained_bundle).manifest.name
+    who = [(row["recogniser"], row["search"]) for row in found["rows"]]
+    theirs, ours = "pocketsphinx 5.0", name
+    assert who == [
+        (theirs, tool.OWN),
+        (ours, tool.NONE),
+        (theirs, "words.txt"),
+        (ours, "words.txt"),
+    ]
+    assert {row["n_clips"] for row in found["rows"]} == {2}
+    assert all(row["real_time_factor"] > 0 for row in found["rows"])
+    assert "left_out_of_language" not in found["rows"][1]

@@ -31,19 +31,15 @@ TINY = (
 SIZES: dict[str, tuple[str, ...]] = {
     "digits": (SMALL_CRNN, "task.head.width=8", "batches.size=4"),
     "keywords-35": (SMALL_CRNN, "batches.size=6"),
-    "wake-word": (
-        "encoder.channels=4",
-        "encoder.hidden=4",
-        "encoder.dense=8",
-        "batches.size=6",
-        "augment.babble=0",
-    ),
-    "wake-word-hard": (
-        "encoder.channels=4",
-        "encoder.hidden=4",
-        "encoder.dense=8",
-        "batches.size=6",
-        "augment.babble=0",
+    **dict.fromkeys(
+        ("wake-word", "wake-word-hard"),
+        (
+            "encoder.channels=4",
+            "encoder.hidden=4",
+            "encoder.dense=8",
+            "batches.size=6",
+            "augment.babble=0",
+        ),
     ),
     "wake-word-esphome": (
         "encoder.channels=4",
@@ -66,29 +62,9 @@ SIZES: dict[str, tuple[str, ...]] = {
     "ctc-selfconditioned": (*SMALL_CONFORMER, "batches.size=4"),
     "imputer-dp": (*SMALL_CONFORMER, "task.head.width=8", "batches.size=4"),
     "imputer-imitation": (*SMALL_CONFORMER, "task.head.width=8", "batches.size=4"),
-    "librispeech-100": (
-        *SMALL_CONFORMER,
-        "task.head.width=8",
-        "batches.frames=1200",
-        "batches.least=2",
-    ),
-    "librispeech-960": (
-        *SMALL_CONFORMER,
-        "task.head.width=8",
-        "batches.frames=1200",
-        "batches.least=2",
-    ),
-    "voice-commands-small": (
-        *SMALL_CONFORMER,
-        "task.head.width=8",
-        "batches.frames=1200",
-        "batches.least=2",
-    ),
-    "voice-commands": (
-        *SMALL_CONFORMER,
-        "task.head.width=8",
-        "batches.frames=1200",
-        "batches.least=2",
+    **dict.fromkeys(
+        ("librispeech-100", "librispeech-960", "voice-commands-small", "voice-commands"),
+        (*SMALL_CONFORMER, "task.head.width=8", "batches.frames=1200", "batches.least=2"),
     ),
     "speech-commands-35": (SMALL_CRNN, "batches.size=6"),
     "speech-commands-12": (SMALL_CRNN, "batches.size=6", "task.keywords=['ab', 'abba']"),

@@ -4,15 +4,18 @@
 
     pip install pocketsphinx  # 5.x, with its model of US English
     python docs/tools/pocketsphinx_beside.py build/strings --language docs/examples/digits.txt
+    python docs/tools/pocketsphinx_beside.py build/strings --bundle build/demo/bundle
 
 In an environment of its own with ``edge-imputer[train]``: nothing of ours needs it. It hears the
 clips of one split, clean and with `--noise` mixed in at each `--snr` as ``edge-imputer evaluate``
 does, by the same code. It searches with its own language model of US English, and with the
 words or the grammar of `--language`: the very graph that our decoder searches. Words that its
-dictionary lacks are left out there and named; it has no rules to pronounce them.
+dictionary lacks are left out there and named; it has no rules to pronounce them. With `--bundle`
+a model of ours hears the same clips in the same run, without and with that language.
 
-Rows without texts and with slots are scored by their slots. The real-time factor is CPU seconds of
-the search, one thread, over seconds of audio. The last line is one JSON object, also in `--out`.
+Rows without texts and with slots are scored by their slots. The real-time factor is CPU seconds
+from samples to text, one thread, over seconds of audio. The last line is one JSON object, also in
+`--out`.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import product
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_imputer.backends import load_backend
+from edge_imputer.bundle import Bundle
 from edge_imputer.cli.steps import corpus_path
 from edge_imputer.decoding import GraphLanguage, WordGraph, meaning, read_language
 from edge_imputer.errors import SpecError
@@ -39,11 +45,12 @@ from edge_imputer.train.evaluation import Entry, Journal, NoiseMixer, tells_comm
 from edge_imputer.train.evaluation.commands import SlotGrammar, evaluate_commands
 from edge_imputer.train.evaluation.results import RunInfo
 from edge_imputer.train.evaluation.rows import DataSet, open_data_set
-from edge_imputer.train.evaluation.run import Runner
-from edge_imputer.train.evaluation.transcripts import evaluate_transcripts
+from edge_imputer.train.evaluation.run import Compute, Runner
+from edge_imputer.train.evaluation.transcripts import Transcriber, evaluate_transcripts
 
 RATE = 16_000
 OWN = "own language model"
+NONE = "none"
 
 
 def transitions(graph: WordGraph, known: Collection[str]) -> tuple[int, list[tuple[Any, ...]]]:
@@ -77,8 +84,29 @@ def said(hypothesis: str) -> str:
     return " ".join(word for word in words if word and word[0] not in "<[+")
 
 
+class Timed:
+    """What hears a clip, as `Runner.compute`; CPU time and audio add up in `cpu_s`, `audio_s`."""
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self.cpu_s = self.audio_s = 0.0
+
+    def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
+        """What it hears in a clip."""
+        start = time.process_time()
+        entry = self._compute(key, waveform)
+        self.cpu_s += time.process_time() - start
+        self.audio_s += len(waveform) / RATE
+        return entry
+
+    @property
+    def real_time_factor(self) -> float:
+        """CPU seconds a second of audio."""
+        return self.cpu_s / self.audio_s
+
+
 class PocketSphinx:
-    """Its decoder, as `Runner.compute`; CPU time and audio add up in `cpu_s` and `audio_s`."""
+    """Its decoder, as `Runner.compute`."""
 
     def __init__(self, language: GraphLanguage | None) -> None:
         from pocketsphinx import Decoder
@@ -86,7 +114,6 @@ class PocketSphinx:
         self._language = language
         self._decoder = Decoder(loglevel="FATAL")
         self.left_out: list[str] = []
-        self.cpu_s = self.audio_s = 0.0
         if language is not None:
             words = language.graph.words
             self.left_out = self.unknown(words)
@@ -102,13 +129,10 @@ class PocketSphinx:
     def __call__(self, key: str, waveform: npt.NDArray[np.float32]) -> Entry:
         """What it hears in a clip, whole: its mean is known before the search."""
         samples = (np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
-        start = time.process_time()
         self._decoder.start_utt()
         self._decoder.process_raw(samples, full_utt=True)
         self._decoder.end_utt()
         found = self._decoder.hyp()
-        self.cpu_s += time.process_time() - start
-        self.audio_s += len(waveform) / RATE
         text = said(found.hypstr if found else "")
         if self._language is None or self._language.grammar is None:
             return Entry(key=key, text=text)
@@ -118,12 +142,16 @@ class PocketSphinx:
 
 
 def measure(
-    data: DataSet, language: GraphLanguage | None, noise: NoiseMixer | None, snr: float | None
+    data: DataSet,
+    compute: Compute,
+    language: GraphLanguage | None,
+    noise: NoiseMixer | None,
+    snr: float | None,
 ) -> dict[str, Any]:
-    """One row: a search in one condition."""
-    recogniser = PocketSphinx(language)
+    """One row: what hears by `compute` in one condition."""
+    timed = Timed(compute)
     info = RunInfo(
-        model="pocketsphinx",
+        model="",
         model_identity="",
         command="",
         created_by="",
@@ -134,7 +162,7 @@ def measure(
         notes=(),
     )
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal") as journal:
-        runner = Runner("pocketsphinx", recogniser, RATE, journal, noise)
+        runner = Runner("beside", timed, RATE, journal, noise)
         if tells_commands_only([data]):
             grammar = SlotGrammar(language, [data])
             report = evaluate_commands(runner, [data], [], [snr], info, grammar, threshold=0.0)
@@ -152,14 +180,16 @@ def measure(
                 **_interval("cer", errors.cer),
                 "n_words": errors.wer.n,
             }
-    texts = " ".join(row.record.text or "" for row in data.rows)
-    return {
+    row = {
         "condition": "clean" if snr is None else f"{snr:g} dB",
         **figures,
-        "real_time_factor": recogniser.cpu_s / recogniser.audio_s,
-        "left_out_of_language": recogniser.left_out,
-        "words_without_pronunciation": recogniser.unknown(texts.split()),
+        "real_time_factor": timed.real_time_factor,
     }
+    if isinstance(compute, PocketSphinx):
+        texts = " ".join(one.record.text or "" for one in data.rows)
+        row["left_out_of_language"] = compute.left_out
+        row["words_without_pronunciation"] = compute.unknown(texts.split())
+    return row
 
 
 def spread(data: DataSet, limit: int | None) -> DataSet:
@@ -189,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--snr", type=float, nargs="+", default=[], help="dB, for --noise")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, as of evaluate")
     parser.add_argument("--limit", type=int, help="at most so many clips, spread over the corpus")
+    parser.add_argument("--bundle", type=Path, help="a model of ours, to hear the same")
+    parser.add_argument("--backend", default="onnx", help="runtime of --bundle")
     parser.add_argument("--out", type=Path, help="file for the JSON object")
     options = parser.parse_args(arguments)
     if options.language_only and options.language is None:
@@ -202,6 +234,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.noise is not None:
         path = corpus_path(options.noise)
         noise = NoiseMixer(path, options.split, sample_rate=RATE, seed=options.seed)
+    hearers: dict[str, Callable[[GraphLanguage | None], Compute]] = {
+        f"pocketsphinx {version('pocketsphinx')}": PocketSphinx
+    }
+    if options.bundle is not None:
+        bundle = Bundle.load(options.bundle)
+        if bundle.spec.features.sample_rate != RATE:
+            parser.error(f"expected a bundle of {RATE} Hz, got {bundle.spec.features.sample_rate}")
+        backend = load_backend(bundle, options.backend)
+        hearers[bundle.manifest.name] = lambda of: Transcriber(bundle, backend, language=of)
     rows = []
     for folder in options.data:
         data = spread(open_data_set(corpus_path(folder), options.split), options.limit)
@@ -209,15 +250,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         searches: dict[str, GraphLanguage | None] = {OWN: None} if own else {}
         if language is not None:
             searches[options.language.name] = language
-        for search, of in searches.items():
+        for (search, of), (hearer, open_hearer) in product(searches.items(), hearers.items()):
+            compute = open_hearer(of)
             for snr in (None, *options.snr):
-                row = {"data": data.name, "search": search, **measure(data, of, noise, snr)}
+                row = {
+                    "recogniser": hearer,
+                    "data": data.name,
+                    "search": search if isinstance(compute, PocketSphinx) or of else NONE,
+                    **measure(data, compute, of, noise, snr),
+                }
                 rows.append(row)
                 figures = [f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float)]
-                print(
-                    f"{data.name}, {search}, {row['condition']}: {', '.join(figures)}", flush=True
-                )
-    found = {"recogniser": f"pocketsphinx {version('pocketsphinx')}", "rows": rows}
+                place = ", ".join(row[k] for k in ("recogniser", "data", "search", "condition"))
+                print(f"{place}: {', '.join(figures)}", flush=True)
+    found = {"rows": rows}
     line = json.dumps(found)
     if options.out is not None:
         options.out.write_text(line + "\n", "utf-8")

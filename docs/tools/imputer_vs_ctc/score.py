@@ -197,10 +197,12 @@ def _readings(
                 read = decode_with_log_probs(head, encoder_out, commits, revisions=revisions)
                 yield f"{name} {key}", *read
         alignment = greedy
-        for n in AFTER_CTC if name != "masks_only" and is_wanted(f"{name} ctc+1") else ():
+        after = [n for n in AFTER_CTC if name != "masks_only" and is_wanted(f"{name} ctc+{n}")]
+        for n in range(1, max(after, default=0) + 1):
             log_probs = head(encoder_out, alignment).log_softmax(-1)
             alignment = log_probs.argmax(-1)
-            yield f"{name} ctc+{n}", alignment, log_probs
+            if n in after:
+                yield f"{name} ctc+{n}", alignment, log_probs
 
 
 if __name__ == "__main__":
