@@ -69,6 +69,7 @@ def test_reports_have_areas_and_hours_saved() -> None:
     assert against is not None
     assert against.relative.value == pytest.approx(0.9 / 1.28 - 1)
     assert against.relative_at_end.value == pytest.approx(0.4 / 0.52 - 1)
+    assert against.by_seed == pytest.approx((0.9 / 1.28 - 1,) * 2)
     assert against.relative.low < against.relative.value < against.relative.high < 0
     assert against.p_value < 0.01
     rows = [msgspec.structs.asdict(row) for row in report.active_study]
@@ -90,3 +91,23 @@ def test_reports_without_random_or_without_reaching_it() -> None:
     assert curves["egl"].hours_to_random == 1.0
     assert curves["egl"].against_random is not None
     assert curves["egl"].against_random.p_value == 1.0
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    """The same errors in all, once alike in both seeds and once of one seed alone."""
+    changes = []
+    for first, second in ((2, 2), (4, 0)):
+        found = []
+        for seed, right in ((1, first), (2, second)):
+            found.append(measured(BASE, seed, 0, [5] * 200))
+            found.append(measured("random", seed, 1, [4] * 200))
+            found.append(measured("egl", seed, 1, [4 - right] * 200))
+        (egl,) = (c for c in study_report(found, what="wer").curves if c.strategy == "egl")
+        assert egl.against_random is not None
+        changes.append(egl.against_random)
+    alike, apart = changes
+    assert alike.relative.value == apart.relative.value == pytest.approx(-0.5)
+    assert apart.by_seed == pytest.approx((-1.0, 0.0))
+    assert alike.relative.high < -0.4
+    assert apart.relative.high == pytest.approx(0.0)
+    assert apart.p_value > 0.05 > alike.p_value

@@ -191,12 +191,13 @@ def print_study(report: StudyReport) -> None:
     if compared:
         table(
             "Against random at equal hours: errors, %, with 95 % intervals",
-            ["strategy", "all rounds", "p", "last round", "hours to random's last"],
+            ["strategy", "all rounds", "p", "by seed", "last round", "hours to random's last"],
             [
                 (
                     curve.strategy,
                     _percent(curve.against_random.relative),
                     f"{curve.against_random.p_value:.3f}",
+                    " ".join(f"{100 * change:+.1f}" for change in curve.against_random.by_seed),
                     _percent(curve.against_random.relative_at_end),
                     "never" if curve.hours_to_random is None else f"{curve.hours_to_random:.2f}",
                 )

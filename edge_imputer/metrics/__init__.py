@@ -12,6 +12,7 @@ from .resampling import (
     PairedDifference,
     bootstrap_interval,
     bootstrap_ratio,
+    paired_change,
     paired_difference,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "edits",
     "false_alarm_rate",
     "hours_needed",
+    "paired_change",
     "paired_difference",
     "poisson_interval",
     "wilson_interval",

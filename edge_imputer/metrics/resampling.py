@@ -112,6 +112,47 @@ def paired_difference(
     )
 
 
+def paired_change(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, n_resamples: int = 2000, seed: int = 0
+) -> PairedDifference:
+    """Sum of `first` by that of `second`, minus 1: -0.1 is a tenth less. By a paired bootstrap.
+
+    Every resample draws utterances and runs, the same ones for both systems: another test set and
+    other seeds of training might have been had. With few runs the interval is still too narrow.
+
+    Parameters
+    ----------
+    first, second : (R, N)
+        Errors of both systems in R runs on N utterances; a run of one has its counterpart, such
+        as the same seed, in the other.
+    n_resamples, seed : int
+
+    Raises
+    ------
+    DataError
+        The shapes differ, or `second` has nothing.
+    """
+    ours, theirs = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if ours.shape != theirs.shape or ours.ndim != 2 or not theirs.sum():
+        raise DataError(
+            "expected errors of both systems of one shape, (R, N), and some of the second, got "
+            f"{ours.shape} and {theirs.shape}, {theirs.sum():g} in all"
+        )
+    n_runs, n = ours.shape
+    rng = np.random.default_rng(seed)
+    draws = np.empty(n_resamples)
+    for k in range(n_resamples):
+        clips = rng.multinomial(n, np.full(n, 1 / n))
+        runs = rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs))
+        draws[k] = runs @ (ours @ clips) / max(runs @ (theirs @ clips), 1) - 1
+    low, high = np.quantile(draws, (0.025, 0.975))
+    beyond = min((draws <= 0).mean(), (draws >= 0).mean())
+    by_chance = 0.5 ** np.count_nonzero((ours - theirs).sum(0))
+    p_value = min(1.0, 2 * float(max(beyond, 1 / (n_resamples + 1), by_chance)))
+    value = float(ours.sum() / theirs.sum() - 1)
+    return PairedDifference(Interval(value=value, low=float(low), high=float(high), n=n), p_value)
+
+
 def _in_blocks(
     numerator: npt.ArrayLike,
     denominator: npt.ArrayLike,

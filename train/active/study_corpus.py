@@ -86,8 +86,9 @@ class StudyCorpus:
 
     @property
     def identity(self) -> str:
-        """Hash of all that can be labelled and is tested on."""
-        return hashlib.sha256(msgspec.json.encode([self._train, self.test])).hexdigest()
+        """Hash of all that models are trained, validated and tested on."""
+        every = [self._train, self._valid, self.test, self._to_mix]
+        return hashlib.sha256(msgspec.json.encode(every)).hexdigest()
 
     def characters(self) -> str:
         """All that transcripts to train on hold: what a model can write must not depend on luck."""

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from edge_imputer.measured import Interval
-from edge_imputer.metrics import paired_difference
+from edge_imputer.metrics import PairedDifference, paired_change
 
 from .study_journal import BASE, Measured
 
@@ -45,16 +46,19 @@ class AgainstRandom(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     relative : Interval
         Errors of all rounds by random's, minus 1: -0.1 is a tenth fewer. By a paired bootstrap
-        over the clips of the test.
+        over the clips of the test and the seeds.
     relative_at_end : Interval
         The same of the last round.
     p_value : float
-        Of the first, two-sided.
+        Of the first, two-sided. It knows nothing of other strategies that were tried.
+    by_seed : tuple of float
+        `relative` of each seed.
     """
 
     relative: Interval
     relative_at_end: Interval
     p_value: float
+    by_seed: tuple[float, ...]
 
 
 class StrategyCurve(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +98,7 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes
     ----------
-    what : "wer" or "missed keywords"
+    what : "wer" or "missed keywords", see `count_errors`
     curves : tuple of StrategyCurve
         The lowest area first.
     active_study : tuple of StudyRow
@@ -200,20 +204,24 @@ def _hours_to(curve: Sequence[CurvePoint], goal: float) -> float | None:
 def _against(
     ours: Sequence[Sequence[Measured]], theirs: Sequence[Sequence[Measured]]
 ) -> AgainstRandom:
-    """Clips are resampled, each with all its seeds and rounds: those err alike."""
-    rounds, p_value = _relative(
-        [m for run in ours for m in run[1:]], [m for run in theirs for m in run[1:]]
+    """Clips are resampled with all their rounds, which err alike; and seeds."""
+    first, second = _errors(ours), _errors(theirs)
+    rounds = _change(first, second)
+    return AgainstRandom(
+        relative=rounds.interval,
+        relative_at_end=_change(_errors(ours, last=1), _errors(theirs, last=1)).interval,
+        p_value=rounds.p_value,
+        by_seed=tuple((first.sum(1) / np.maximum(second.sum(1), 1) - 1).tolist()),
     )
-    end, _ = _relative([run[-1] for run in ours], [run[-1] for run in theirs])
-    return AgainstRandom(relative=rounds, relative_at_end=end, p_value=p_value)
 
 
-def _relative(ours: Sequence[Measured], theirs: Sequence[Measured]) -> tuple[Interval, float]:
-    """Difference of the errors by the errors of the second, and how likely it is by chance."""
-    first = np.sum([m.errors for m in ours], axis=0)
-    second = np.sum([m.errors for m in theirs], axis=0)
+def _errors(runs: Sequence[Sequence[Measured]], last: int | None = None) -> npt.NDArray[np.int64]:
+    """Of every seed and clip, (S, N): of all rounds, or of the last ones."""
+    first = 1 if last is None else -last
+    return np.array([np.sum([m.errors for m in run[first:]], axis=0) for run in runs])
+
+
+def _change(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> PairedDifference:
     if not second.sum():
-        nothing = Interval(value=0.0, low=0.0, high=0.0, n=len(first))
-        return nothing, 1.0
-    found = paired_difference(first, second, second)
-    return found.interval, found.p_value
+        return PairedDifference(Interval(value=0.0, low=0.0, high=0.0, n=first.shape[1]), 1.0)
+    return paired_change(first, second)
