@@ -144,7 +144,8 @@ def paired_change(
     for k in range(n_resamples):
         clips = rng.multinomial(n, np.full(n, 1 / n))
         runs = rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs))
-        draws[k] = runs @ (ours @ clips) / max(runs @ (theirs @ clips), 1) - 1
+        total = float(runs @ (theirs @ clips))
+        draws[k] = float(runs @ (ours @ clips)) / max(total, 1.0) - 1
     low, high = np.quantile(draws, (0.025, 0.975))
     beyond = min((draws <= 0).mean(), (draws >= 0).mean())
     by_chance = 0.5 ** np.count_nonzero((ours - theirs).sum(0))
