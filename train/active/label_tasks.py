@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 import msgspec
 
@@ -13,33 +14,45 @@ from edge_imputer.clip_checks import ClipTask, read_and_check, write_copy
 from edge_imputer.errors import DataError
 from edge_imputer.files import replacing
 
+from ..data.records import SILENCE_LABEL, UNKNOWN_LABEL
+
 Export = Literal["label-studio", "tsv"]
 
 TASKS_NAME = "tasks.json"
 CONFIG_NAME = "label_config.xml"
 TSV_NAME = "tasks.tsv"
 AUDIO_FOLDER = "audio"
-TSV_COLUMNS = ("audio", "text", "clip", "rank", "heard")
 URL = "/data/local-files/?d="  # of files that Label Studio serves itself
 MODEL_VERSION = "edge-imputer"
+
+SHOWN = {UNKNOWN_LABEL: "other speech", SILENCE_LABEL: "nothing is said"}  # to the labeller
 
 CONFIG = """<View>
   <Audio name="audio" value="$audio" zoom="true" hotkey="space"/>
   <Text name="heard" value="The model hears: $heard"/>
+{controls}</View>
+"""
+TEXT_AREA = """\
   <TextArea name="transcription" toName="audio" rows="2" editable="true" maxSubmissions="1"/>
-</View>
 """
 
 
-def write_tasks(export: Export, rows: Iterable[Mapping[str, Any]], folder: Path) -> Path:
+def write_tasks(
+    export: Export,
+    rows: Iterable[Mapping[str, Any]],
+    folder: Path,
+    keywords: Sequence[str] = (),
+) -> Path:
     """Write tasks, and copies of the clips beside them: `folder` is all that a labeller needs.
 
     Parameters
     ----------
     export : "label-studio": a file to import, with what the model hears as a prediction, and the
-        labelling interface; "tsv": audio, an empty text, and what the model hears
+        labelling interface; "tsv": audio, an empty text or label, and what the model hears
     rows : of the chosen, see `Outputs.chosen`; paths lead from `folder`
     folder : with ``audio`` for the clips, as 16-bit flac
+    keywords : of a keyword model, whose clips are given a class: one of these, `UNKNOWN_LABEL` or
+        `SILENCE_LABEL`; without any, they are transcribed
 
     Returns
     -------
@@ -47,23 +60,40 @@ def write_tasks(export: Export, rows: Iterable[Mapping[str, Any]], folder: Path)
     """
     copied = _with_copies(rows, folder)
     if export == "tsv":
-        path = folder / TSV_NAME
-        with replacing(path) as file:
-            file.write("\t".join(TSV_COLUMNS).encode() + b"\n")
-            for row in copied:
-                cells = {**row, "text": ""}
-                line = "\t".join(_cell(cells[column]) for column in TSV_COLUMNS)
-                file.write(line.encode() + b"\n")
-        return path
-    (folder / CONFIG_NAME).write_text(CONFIG, "utf-8")
+        return _write_table(copied, folder, "label" if keywords else "text")
+    (folder / CONFIG_NAME).write_text(_config(keywords), "utf-8")
     path = folder / TASKS_NAME
     with replacing(path) as file:
         separator = b"[\n"
         for row in copied:
-            file.write(separator + msgspec.json.encode(_task(row, folder.name)))
+            file.write(separator + msgspec.json.encode(_task(row, folder.name, bool(keywords))))
             separator = b",\n"
         file.write(b"\n]\n")
     return path
+
+
+def _write_table(rows: Iterable[Mapping[str, Any]], folder: Path, label: str) -> Path:
+    """Write tasks as a table; `label` is what the column to fill in is called."""
+    columns = ("audio", label, "clip", "rank", "heard")
+    path = folder / TSV_NAME
+    with replacing(path) as file:
+        file.write("\t".join(columns).encode() + b"\n")
+        for row in rows:
+            cells = {**row, label: ""}
+            file.write("\t".join(_cell(cells[name]) for name in columns).encode() + b"\n")
+    return path
+
+
+def _config(keywords: Sequence[str]) -> str:
+    """The labelling interface: a class of each clip, or a text unless nothing is said."""
+    classes = (*keywords, UNKNOWN_LABEL, SILENCE_LABEL) if keywords else (SILENCE_LABEL,)
+    choices = "".join(
+        # What is exported is the alias.
+        f"    <Choice value={quoteattr(SHOWN.get(name, name))} alias={quoteattr(name)}/>\n"
+        for name in classes
+    )
+    group = f'  <Choices name="label" toName="audio" choice="single">\n{choices}  </Choices>\n'
+    return CONFIG.format(controls=group if keywords else TEXT_AREA + group)
 
 
 def _with_copies(rows: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
@@ -85,7 +115,7 @@ def _with_copies(rows: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[di
         yield {**row, "audio": name}
 
 
-def _task(row: Mapping[str, Any], root: str) -> dict[str, Any]:
+def _task(row: Mapping[str, Any], root: str, classes: bool) -> dict[str, Any]:
     """A task of Label Studio, which serves the folder that `root` is in."""
     data = {
         "audio": URL + quote(f"{root}/{row['audio']}"),
@@ -93,11 +123,14 @@ def _task(row: Mapping[str, Any], root: str) -> dict[str, Any]:
     }
     if not row["heard"]:
         return {"data": data}
+    name, kind, value = (
+        ("label", "choices", "choices") if classes else ("transcription", "textarea", "text")
+    )
     heard = {
-        "from_name": "transcription",
+        "from_name": name,
         "to_name": "audio",
-        "type": "textarea",
-        "value": {"text": [row["heard"]]},
+        "type": kind,
+        "value": {value: [row["heard"]]},
     }
     prediction = {
         "model_version": MODEL_VERSION,

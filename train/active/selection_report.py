@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from edge_imputer.files import replacing
+from edge_imputer.specs import KeywordModelSpec
 
 from ..data.manifest import read_rows
 from ..data.verdicts import Tally
@@ -60,6 +61,7 @@ class SelectionReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     model, model_identity : str
+    keywords : of a keyword model; else none
     strategy, meaning : what clips were ranked by
     settings : of the strategy
     rank_by : "per_second" or "score"
@@ -75,6 +77,7 @@ class SelectionReport(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     model_identity: str
+    keywords: Sequence[str]
     strategy: str
     meaning: str
     settings: Mapping[str, Any]
@@ -196,6 +199,7 @@ def report_of(
     return SelectionReport(
         model=os.fspath(options.model),
         model_identity=model.identity,
+        keywords=model.spec.keywords if isinstance(model.spec, KeywordModelSpec) else (),
         strategy=options.strategy,
         meaning=STRATEGIES[options.strategy].meaning,
         settings=dict(options.settings),

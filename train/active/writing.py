@@ -61,7 +61,7 @@ class Outputs:
             for row in self.chosen(options.out.parent):
                 file.write(msgspec.json.encode(row) + b"\n")
         if options.export is not None:
-            write_tasks(options.export, self.chosen(folder), folder)
+            write_tasks(options.export, self.chosen(folder), folder, self.report.keywords)
         plot = self._plot(folder)
         write_listening_page(
             folder / PAGE_NAME,
