@@ -352,7 +352,7 @@ def _not_there(target: Path, rows: Sequence[_Labelled], report: LabelReport) -> 
     """The rows whose clips a manifest does not have; labels that differ from its are faults."""
     home = target.parent.resolve()
     places = [_place(row.record, home) for row in rows]
-    there: dict[tuple[str, float], ClipRecord | None] = dict.fromkeys(places)
+    there: dict[tuple[str, float, float], ClipRecord | None] = dict.fromkeys(places)
     for record in read_rows(target, _decode):
         report.kept += 1
         place = _place(record, home)
@@ -368,9 +368,10 @@ def _not_there(target: Path, rows: Sequence[_Labelled], report: LabelReport) -> 
     return added
 
 
-def _place(record: ClipRecord, home: Path) -> tuple[str, float]:
-    """What tells a clip from others: its file, and where in it it starts, seconds."""
-    return os.path.normpath(home / record.audio), round(record.offset_s, 6)
+def _place(record: ClipRecord, home: Path) -> tuple[str, float, float]:
+    """What tells a clip from others: its file, and where in it it starts and how long it is, s."""
+    path = os.path.normpath(home / record.audio)
+    return path, round(record.offset_s, 6), round(record.duration_s, 6)
 
 
 def _write(target: Path, added: Sequence[_Labelled]) -> None:
