@@ -24,6 +24,7 @@ from edge_imputer.train.active import selecting as selecting_module
 from edge_imputer.train.active.choosing import Choosing, choose
 from edge_imputer.train.active.score_log import BLOCK, Entry, ScoreLog, Shard, is_complete
 from edge_imputer.train.active.score_table import ScoreTable, shards_in
+from edge_imputer.train.data import Manifest, read_clip
 
 from .selection_cases import (
     RATE,
@@ -120,6 +121,21 @@ def test_chosen_rows_are_the_pool_s_with_what_was_found(whole: Path, pool: Path)
     assert len({row["clip"] for row in rows}) == len(rows)
     best = rows[0]["better_than"]
     assert best == pytest.approx(1 - 1 / (N_CLIPS - 4), abs=2 / N_CLIPS)
+
+
+def test_chosen_rows_say_how_long_their_clips_are(model: Path, pool: Path, tmp_path: Path) -> None:
+    """A pool's 0 s is "to the end of the file": a labelled clip of 0 s could not be read."""
+    rows = [pool_row("001.wav", 0.0), pool_row("002.wav", 0.0, offset_s=0.2)]
+    rows.append(pool_row("003.wav", 0.3, offset_s=0.1))
+    some = write_lines(pool.parent / "to the end.jsonl", rows)
+    report = run(model, some, tmp_path / "to_label.jsonl")
+    chosen = Manifest.open(tmp_path / "to_label.jsonl")
+    seconds = {Path(record.audio).name: record.duration_s for record in chosen}
+    assert seconds == {"001.wav": 0.6, "002.wav": 0.5, "003.wav": 0.3}
+    assert report.chosen.hours * 3600 == pytest.approx(float(chosen.durations.sum()), abs=1e-5)
+    for record in chosen:
+        assert len(read_clip(chosen.folder, record, RATE)) == round(RATE * record.duration_s)
+    assert "<td>0.50</td>" in (tmp_path / "to_label/index.html").read_text()
 
 
 @pytest.mark.parametrize("of", [2, 3])

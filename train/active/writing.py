@@ -84,6 +84,7 @@ class Outputs:
             yield {
                 **row,
                 "audio": self._path(row["audio"], home),
+                "duration_s": entry.seconds,  # measured: a pool's 0 is "to the end of the file"
                 "clip": clip_id(row["audio"], row.get("offset_s", 0.0)),
                 "rank": rank,
                 "score": entry.score,
