@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from edge_imputer.train.active import selecting as selecting_module
 from edge_imputer.train.active.choosing import Choosing, choose
 from edge_imputer.train.active.score_log import BLOCK, Entry, ScoreLog, Shard, is_complete
 from edge_imputer.train.active.score_table import ScoreTable, shards_in
+from edge_imputer.train.active.writing import clip_id
 from edge_imputer.train.data import Manifest, read_clip
 
 from .selection_cases import (
@@ -406,7 +408,7 @@ def entry(row: int, per_second: float, seconds: float = 1.0, print_: int | None 
     rng = np.random.default_rng(row if print_ is None else print_)
     return Entry(
         row=row, seconds=seconds, score=per_second, per_second=per_second, confidence=0.5,
-        print=rng.bytes(32).hex(),
+        print=rng.bytes(32).hex(), file=row + 1,
     )  # fmt: skip
 
 
@@ -435,6 +437,29 @@ def test_a_recording_is_chosen_once_and_the_better_one(tmp_path: Path) -> None:
     choice = choose(made_up(tmp_path, entries), Choosing(100.0))
     assert choice.rows.tolist() == [3, 1, 2]
     assert choice.repeats.tolist() == [[0, 1]]
+
+
+def test_parts_of_a_file_that_overlap_are_repeats(model: Path, pool: Path, tmp_path: Path) -> None:
+    """By whatever path; of those that touch, and of other files, all are chosen."""
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    sf.write(folder / "a.wav", np.concatenate([babble(k, 1.0) for k in range(200, 203)]), RATE)
+    (folder / "link.wav").symlink_to(folder / "a.wav")
+    parts = [("a.wav", 0.0, 1.0), ("a.wav", 0.98, 1.02), ("link.wav", 0.0, 0.7)]
+    parts += [("a.wav", 2.0, 0.0), ("a.wav", 0.0, 1.5)]
+    rows = [pool_row(name, seconds, offset_s=start) for name, start, seconds in parts]
+    some = write_lines(folder / "parts.jsonl", rows)
+    report = run(model, some, tmp_path / "to_label.jsonl", hours=1)
+    chosen = read_lines(tmp_path / "to_label.jsonl")
+    spans = sorted((row["offset_s"], row["offset_s"] + row["duration_s"]) for row in chosen)
+    assert all(one[1] - other[0] < 0.05 for one, other in itertools.pairwise(spans))
+    assert report.left_out["repeated"].clips == 5 - len(chosen) >= 2
+    assert (2.0, 3.0) in spans
+
+
+def test_clips_that_end_elsewhere_have_ids_of_their_own() -> None:
+    ids = {clip_id("a.wav", *part) for part in ((0.0, 1.0), (0.0, 2.0), (1.0, 1.0), (0, 1))}
+    assert len(ids) == 3
 
 
 @pytest.mark.parametrize("weighted", [True, False])

@@ -14,6 +14,7 @@ from edge_imputer.errors import DataError, SpecError
 
 from .diversity import choose_diverse
 from .fingerprint import PRINT_BYTES, KnownPrints, Print
+from .places import KnownPlaces
 from .score_log import Entry
 from .score_table import ScoreTable
 
@@ -71,7 +72,8 @@ class Choice:
         Of all of them.
     n_scored, scored_s : that there was a score for
     repeats : int32, (R, 2)
-        Rows that were left out, and the chosen ones whose recordings they repeat.
+        Rows that were left out, and the chosen ones whose recordings they repeat, by sound or by
+        their part of the file.
     cut : float
         The lowest score among the chosen.
     below : int32, (M,)
@@ -138,7 +140,8 @@ class _Walk:
     def __init__(self, table: ScoreTable) -> None:
         self._table = table
         self._known = KnownPrints()
-        self._row_of = array("i")  # by the number of its fingerprint
+        self._places = KnownPlaces()
+        self._row_of = array("i")  # by the number of its fingerprint and its place
         self._repeats = array("i")  # rows by turns, as in `Choice.repeats`
 
     def repeats(self) -> Rows:
@@ -166,7 +169,9 @@ class _Walk:
 
     def _is_new(self, entry: Entry) -> bool:
         print_ = self._print(entry)
-        known = self._known.find(print_, entry.seconds)
+        known = self._places.find(entry.file, entry.start, entry.seconds)
+        if known is None:
+            known = self._known.find(print_, entry.seconds)
         if known is None:
             self._keep(entry, print_)
             return True
@@ -175,6 +180,7 @@ class _Walk:
 
     def _keep(self, entry: Entry, print_: Print) -> None:
         self._known.add(print_, entry.seconds)
+        self._places.add(entry.file, entry.start, entry.seconds)
         self._row_of.append(entry.row)
 
     @staticmethod

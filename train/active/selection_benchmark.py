@@ -235,4 +235,5 @@ def _entry(row: int, seconds: float, rng: np.random.Generator) -> Entry:
         text="one two three four five six",
         confidence=0.5,
         print=sound.hexdigest(),
+        file=row + 1,
     )

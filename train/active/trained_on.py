@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from edge_imputer.errors import AudioError
 
 from ..data import ClipRecord, Manifest, read_clip
 from .fingerprint import RATE, Fingerprinter, KnownPrints, Print
+from .places import KnownPlaces, file_number
 
 REASON = "in the training set"
-_APART_S = 0.05  # parts of a file that share less than that are apart
 
 
 class TrainedOn:
@@ -42,12 +36,14 @@ class TrainedOn:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.unreadable = 0
-        self._places = _Places((part.folder, record) for part in manifests for record in part)
+        self._places = KnownPlaces()
         self._prints = KnownPrints()
         make = Fingerprinter()
         done, total = 0, sum(map(len, manifests))
         for part in manifests:
             for record in part:
+                file = file_number(part.folder, record.audio)
+                self._places.add(file, record.offset_s, record.duration_s)
                 self._listen(part.folder, record, make)
                 done += 1
                 if progress is not None:
@@ -63,40 +59,9 @@ class TrainedOn:
 
     def has_place(self, folder: Path, record: ClipRecord) -> bool:
         """Whether the clip's part of its file was trained on, or some of it was."""
-        return self._places.overlap(folder, record)
+        file = file_number(folder, record.audio)
+        return self._places.find(file, record.offset_s, record.duration_s) is not None
 
     def has_sound(self, print_: Print, seconds: float) -> bool:
         """Whether a recording of that fingerprint was trained on, be it from another file."""
         return self._prints.find(print_, seconds) is not None
-
-
-class _Places:
-    """Parts of files, sorted by file."""
-
-    def __init__(self, clips: Iterable[tuple[Path, ClipRecord]]) -> None:
-        files, starts, ends = array("Q"), array("f"), array("f")
-        for folder, record in clips:
-            files.append(_file_number(folder, record.audio))
-            starts.append(record.offset_s)
-            ends.append(record.offset_s + record.duration_s)
-        of_file = np.array(files, np.uint64)
-        order = np.argsort(of_file, kind="stable")
-        self._files: npt.NDArray[np.uint64] = of_file[order]
-        self._starts = np.array(starts, np.float32)[order]
-        self._ends = np.array(ends, np.float32)[order]
-
-    def overlap(self, folder: Path, record: ClipRecord) -> bool:
-        number = np.uint64(_file_number(folder, record.audio))
-        first = int(np.searchsorted(self._files, number, side="left"))
-        last = int(np.searchsorted(self._files, number, side="right"))
-        start, end = record.offset_s, record.offset_s + record.duration_s
-        shared = np.minimum(self._ends[first:last], end) - np.maximum(
-            self._starts[first:last], start
-        )
-        return bool((shared > min(_APART_S, record.duration_s / 2)).any())
-
-
-def _file_number(folder: Path, audio: str) -> int:
-    """64 bits that tell a file from the others, whatever links lead to it."""
-    path = os.path.realpath(folder / audio)
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
