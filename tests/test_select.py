@@ -306,8 +306,29 @@ def test_a_folder_is_listed_once(model: Path, pool: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"lists recordings that are not in .*other"):
         selection(model, other, out)
     assert (folder / "to_label/pool.jsonl").read_bytes() == listed
-    with pytest.raises(DataError, match="where results are to be written"):
-        selection(model, other, tmp_path / "other.jsonl")
+
+
+def test_nothing_is_written_over_a_corpus(model: Path, pool: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "lamp"
+    manifest = write_pool(corpus, babbles(2)).rename(corpus / "manifest.jsonl")
+    (corpus / "report.json").write_text("of the corpus")
+    before = {path: path.read_bytes() for path in corpus.iterdir()}
+    out = tmp_path / "lamp.jsonl"
+    for given in (pool, manifest, corpus):
+        with pytest.raises(DataError, match=r"lamp, where a corpus is; give another name"):
+            selection(model, given, out)
+    for given, trained in ((corpus, ()), (manifest, ()), (pool, [corpus])):
+        with pytest.raises(DataError, match="file of its own to write, got .*manifest.jsonl"):
+            selection(model, given, manifest, trained_on=trained)
+    manifest.unlink()
+    with pytest.raises(DataError, match="where a corpus is"):
+        selection(model, corpus, out)  # a folder of recordings
+    write_lines(corpus / "pool.jsonl", [pool_row("000.wav", 0.5)])
+    with pytest.raises(DataError, match="where a corpus is"):
+        selection(model, corpus / "pool.jsonl", out)
+    del before[manifest]
+    assert {path: path.read_bytes() for path in before} == before
+    assert not out.exists()
 
 
 def test_names_that_are_not_utf8_are_left_out_with_a_note(

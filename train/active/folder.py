@@ -40,10 +40,6 @@ def pool_file(pool: Path, folder: Path) -> tuple[Path, list[str]]:
     if not pool.is_dir() or (pool / MANIFEST_NAME).is_file():
         return find_manifest(pool), []
     home, own = pool.resolve(), folder.resolve()
-    if home.is_relative_to(own):
-        raise DataError(
-            f"{pool} is where results are to be written, {folder}; give another name with --out"
-        )
     found = [p for p in home.rglob("*") if p.suffix.lower() in ENDINGS and own not in p.parents]
     files = sorted(str(p) for p in found if _is_utf8(p))
     notes = []

@@ -14,7 +14,7 @@ import torch
 from edge_imputer.errors import DataError, SpecError
 
 from ..data import Featurizer, Manifest
-from ..data.manifest import find_manifest
+from ..data.manifest import MANIFEST_NAME, find_manifest
 from .choosing import CANDIDATES, Choosing, choose
 from .folder import PoolRows, pool_file
 from .junk import JunkFilter, JunkRules
@@ -112,6 +112,7 @@ class Selection:
 
     def __init__(self, options: SelectionOptions, progress: Progress | None = None) -> None:
         options.check()
+        _check_folder(options)
         self.options = options
         self._progress = progress or (lambda *_: None)
         self.model: OpenedModel = open_model(options.model)
@@ -120,8 +121,6 @@ class Selection:
         )
         self.notes: list[str]
         self.pool_file, self.notes = pool_file(options.pool, options.folder)
-        if self.pool_file.resolve() == options.out.resolve():
-            raise DataError(f"expected a file of its own to write, got {options.out}, the pool")
         self.n_rows = len(Manifest.open(self.pool_file))
         self.purpose: dict[str, Any] = {
             "model": self.model.identity,
@@ -213,6 +212,21 @@ class Selection:
                 "in the pool are known by their path only"
             )
         return trained
+
+
+def _check_folder(options: SelectionOptions) -> None:
+    """Refuse to write over a corpus: over a manifest that is read, or into its folder."""
+    given = [options.pool, *options.trained_on]
+    read = {path.resolve() for path in given} | {(path / MANIFEST_NAME).resolve() for path in given}
+    if options.out.resolve() in read:
+        raise DataError(f"expected a file of its own to write, got {options.out}, which is read")
+    folder = options.folder.resolve()
+    inside = any(path.resolve().is_relative_to(folder) for path in given)
+    if inside or (folder / MANIFEST_NAME).exists():
+        raise DataError(
+            f"--out {options.out} writes into the folder {options.folder}, where a corpus is; give "
+            "another name"
+        )
 
 
 def _sha256(path: Path) -> str:
