@@ -318,7 +318,7 @@ def test_nothing_is_written_over_a_corpus(model: Path, pool: Path, tmp_path: Pat
         with pytest.raises(DataError, match=r"lamp, where a corpus is; give another name"):
             selection(model, given, out)
     for given, trained in ((corpus, ()), (manifest, ()), (pool, [corpus])):
-        with pytest.raises(DataError, match="file of its own to write, got .*manifest.jsonl"):
+        with pytest.raises(DataError, match=r"file of its own to write, got .*manifest.jsonl"):
             selection(model, given, manifest, trained_on=trained)
     manifest.unlink()
     with pytest.raises(DataError, match="where a corpus is"):
@@ -658,6 +658,7 @@ def test_a_process_takes_a_gpu_that_it_is_shown(
         (("--strategy", "random", "--set", "n_samples=3"), "takes no options; got n_samples"),
         (("--set", "n_samples=many"), "--set n_samples=many"),
         (("--set", "nothing"), "expected KEY=VALUE"),
+        (("--strategy", "badge", "--rank-by", "score"), "badge ranks nothing"),
         (("--budget-hours", "-1"), "budget above 0 h"),
         (("--shard", "3/2"), "such as 2/8"),
         (("--shard", "1/2", "--merge"), "give one of the two"),

@@ -38,7 +38,7 @@ class Choosing:
     diverse : bool
         By embeddings, see `choose_diverse`; else the highest first.
     weighted : bool
-        Whether scores weigh in `choose_diverse`.
+        Whether scores weigh in `choose_diverse`. If not, nothing is ranked: of repeats any stays.
     seed : int
     candidates : int
         Of a diverse choice: clips to choose from, at least. With scores that weigh, those of the

@@ -89,6 +89,12 @@ class SelectionOptions:
             raise SpecError(
                 f"strategy: expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}"
             )
+        strategy = STRATEGIES[self.strategy]
+        if self.rank_by == "score" and strategy.needs_embedding and not strategy.weighted:
+            raise SpecError(
+                f"--rank-by score: {self.strategy} ranks nothing, it chooses by differences of "
+                "what a second teaches; leave it out"
+            )
         if self.out.suffix != ".jsonl":
             raise SpecError(f"--out: expected a file such as to_label.jsonl, got {self.out}")
         if not self.batch_s > 0:
