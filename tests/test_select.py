@@ -500,6 +500,32 @@ def test_of_a_diverse_choice_repeats_are_of_the_chosen(tmp_path: Path, weighted:
     assert len(set(recordings)) == len(recordings) == 25
 
 
+def diverse(folder: Path, entries: list[Entry]) -> ScoreTable:
+    """A block of scores with embeddings at random."""
+    rng = np.random.default_rng(0)
+    embeddings = {k: rng.standard_normal(4).astype(np.float32) for k in range(len(entries))}
+    with ScoreLog(folder, Shard(), {}, len(entries)) as log:
+        log.add(entries, embeddings)
+    return ScoreTable.read([log.path], {}, len(entries))
+
+
+def test_clips_that_would_teach_nothing_are_chosen_last(tmp_path: Path) -> None:
+    table = diverse(tmp_path, [entry(k, float(k % 2)) for k in range(8)])
+    how = Choosing(6.0, diverse=True, weighted=True)
+    chosen = choose(table, how).rows.tolist()
+    assert sorted(chosen[:4]) == [1, 3, 5, 7]
+    assert len(chosen) == 6
+
+
+def test_a_diverse_choice_is_among_clips_that_fit_the_budget(tmp_path: Path) -> None:
+    """Though the candidates of the highest scores are longer than all of it."""
+    entries = [entry(k, 9.0 - k, 10.0 if k < 6 else 1.0) for k in range(9)]
+    for weighted in (True, False):
+        how = Choosing(2.0, diverse=True, weighted=weighted, candidates=1)
+        table = diverse(tmp_path / str(weighted), entries)
+        assert set(choose(table, how).rows.tolist()) < {6, 7, 8}
+
+
 def test_what_is_just_below_repeats_nothing(tmp_path: Path) -> None:
     """Half of what ranks below the chosen repeats them, or what is shown already."""
     sounds = [*range(10), *range(10), *(k // 2 for k in range(20, 80))]

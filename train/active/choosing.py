@@ -200,6 +200,7 @@ def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Row
         order = _by_score(table, scored)
     else:
         order = np.random.default_rng(how.seed).permutation(scored)
+    order = order[table.seconds[order] <= how.budget_s]
     wanted_s = CANDIDATE_BUDGETS * how.budget_s
     candidates, seconds = [], 0.0
     for row in walk.fill(order, float("inf")):
