@@ -349,6 +349,22 @@ def test_names_that_are_not_utf8_are_left_out_with_a_note(
         assert r"caf\xe9.wav" in report.warnings[0]
 
 
+def test_paths_that_no_file_has_are_reported(model: Path, pool: Path, tmp_path: Path) -> None:
+    names = {"a\0b.wav": "missing", "c" * 300 + ".wav": "unreadable", "": "unreadable"}
+    rows = [pool_row(name, 1.0) for name in names]
+    some = write_lines(pool.parent / "odd.jsonl", [*rows, pool_row("001.wav", 0.6)])
+    for trained_on in ((), (some,)):
+        out = tmp_path / f"{len(trained_on)}.jsonl"
+        opened = selection(model, some, out, trained_on=trained_on, embed=True)
+        opened.score(Shard())
+        if trained_on:
+            assert opened.notes[0].startswith("3 clips of the training set cannot be read")
+            continue
+        assert opened.select().chosen.clips == 1
+        left_out = read_lines(tmp_path / "0/left_out.jsonl")
+        assert {line["audio"]: line["reason"] for line in left_out} == names
+
+
 def test_a_keyword_model_chooses_too(pool: Path, tmp_path: Path) -> None:
     keywords = write_keyword_model(tmp_path / "k.ckpt")
     some = write_lines(pool.parent / "keywords.jsonl", read_lines(pool)[:8])

@@ -52,7 +52,7 @@ class TrainedOn:
     def _listen(self, folder: Path, record: ClipRecord, make: Fingerprinter) -> None:
         try:
             waveform = read_clip(folder, record, RATE)
-        except AudioError:
+        except (AudioError, OSError):
             self.unreadable += 1
             return
         self._prints.add(make(waveform), len(waveform) / RATE)
