@@ -594,7 +594,21 @@ def test_lost_embeddings_are_not_replaced_by_zeros(tmp_path: Path, left: int) ->
         log.add(entries[:BLOCK], embeddings)
         log.add(entries[BLOCK:], embeddings)
     table = ScoreTable.read([log.path], {}, len(entries))
-    assert (table.embeddings(list(table.entries([0, 70]))) == 1).all()
+    assert (table.embeddings([0, 70]) == 1).all()
+
+
+def test_embeddings_are_those_of_the_rows_asked_for(tmp_path: Path) -> None:
+    entries = [entry(k, 1.0) for k in range(3 * BLOCK)]
+    vectors = np.arange(6 * BLOCK, dtype=np.float32).reshape(3, BLOCK, 2)
+    for index in (1, 2):
+        with ScoreLog(tmp_path, Shard(index, 2), {}, len(entries)) as log:
+            for block in log.blocks:
+                embeddings = dict(enumerate(vectors[block]))
+                log.add(entries[block * BLOCK : (block + 1) * BLOCK], embeddings)
+    table = ScoreTable.read(shards_in(tmp_path, {}), {}, len(entries))
+    rows = np.random.default_rng(0).permutation(len(entries))[:100]
+    assert (table.embeddings(rows) == vectors.reshape(-1, 2)[rows]).all()
+    assert table.embeddings([]).shape[0] == 0
 
 
 def test_a_set_that_is_scored_is_taken_before_one_that_is_not(tmp_path: Path) -> None:

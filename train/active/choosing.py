@@ -209,13 +209,12 @@ def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Row
         if len(candidates) >= how.candidates and seconds >= wanted_s:
             break
     rows = np.array(candidates, np.int32)
-    entries = list(table.entries(rows))
     weights = np.maximum(table.key[rows], 0) if how.weighted else np.ones(len(rows))
     n_wanted = how.budget_s / max(seconds / max(1, len(rows)), 1e-9)
     chosen = choose_diverse(
-        table.embeddings(entries),
+        table.embeddings(rows),
         weights,
-        [entry.seconds for entry in entries],
+        np.fromiter((entry.seconds for entry in table.entries(rows)), np.float64),
         how.budget_s,
         how.seed,
         picks=max(1, round(n_wanted / CENTRES)),
