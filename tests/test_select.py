@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from edge_imputer.errors import CheckpointError, DataError, SpecError
 from edge_imputer.train.active import JunkRules, Selection, SelectionOptions, SelectionReport
 from edge_imputer.train.active import selecting as selecting_module
 from edge_imputer.train.active.choosing import Choosing, choose
+from edge_imputer.train.active.folder import _Recordings, pool_file
 from edge_imputer.train.active.score_log import BLOCK, Entry, ScoreLog, Shard, is_complete
 from edge_imputer.train.active.score_table import ScoreTable, shards_in
 from edge_imputer.train.active.writing import clip_id
@@ -306,6 +308,60 @@ def test_a_folder_is_listed_once(model: Path, pool: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"lists recordings that are not in .*other"):
         selection(model, other, out)
     assert (folder / "to_label/pool.jsonl").read_bytes() == listed
+
+
+def test_recordings_are_listed_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    """Folder by folder; not what is no recording, the list's own folder, or behind a link."""
+    home = tmp_path / "saved"
+    names = ["a.wav", "a/b.WAV", "a/b/c.flac", "a0.ogg", "a-.mp3", "ä.wav", "z/y/x.wav", "B.wav"]
+    for name in (*names, "notes.txt", "to_label/audio/1.flac", "wav"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).touch()
+    (home / "b").symlink_to(home / "a")
+    (home / "c.wav").symlink_to(home / "gone.wav")
+    (home / "d.wav").mkdir()
+    listed, notes = pool_file(home, home / "to_label")
+    found = [row["audio"] for row in read_lines(listed)]
+    assert found == sorted(str(home / name) for name in [*names, "c.wav"])
+    assert not notes
+    for name in ("a/0.wav", "zz.wav"):
+        (home / name).touch()
+    (home / "a0.ogg").unlink()
+    _, (note,) = pool_file(home, home / "to_label")
+    assert note.startswith("2 recordings were added")
+    assert str(home / "a/0.wav") in note
+
+
+def test_folders_that_cannot_be_listed_are_left_out_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "saved/lost").mkdir(parents=True)
+    (tmp_path / "saved/a.wav").touch()
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("lost/"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    _, notes = pool_file(tmp_path / "saved", tmp_path / "to_label")
+    assert len(notes) == 1
+    assert re.search(r"^1 folders .* such as .*/lost/ \(Permission denied\)", notes[0])
+
+
+def test_listing_recordings_takes_little_memory(tmp_path: Path) -> None:
+    """As names, not as paths: and those of a folder at a time."""
+    for number in range(40):
+        (tmp_path / f"{number:02d}").mkdir()
+        for part in range(100):
+            (tmp_path / f"{number:02d}" / f"{part:03d}.wav").touch()
+    tracemalloc.start()
+    n_files = sum(1 for _ in _Recordings("").below(f"{tmp_path}/"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert n_files == 4000
+    assert most < 100_000
 
 
 def test_nothing_is_written_over_a_corpus(model: Path, pool: Path, tmp_path: Path) -> None:
