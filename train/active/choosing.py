@@ -196,31 +196,36 @@ class _Walk:
 
 def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Rows:
     """Rows that differ from one another, in the order in which they were chosen."""
-    if how.weighted:
-        order = _by_score(table, scored)
-    else:
-        order = np.random.default_rng(how.seed).permutation(scored)
-    order = order[table.seconds[order] <= how.budget_s]
-    wanted_s = CANDIDATE_BUDGETS * how.budget_s
-    candidates, seconds = [], 0.0
-    for row in walk.fill(order, float("inf")):
-        candidates.append(row)
-        seconds += float(table.seconds[row])
-        if len(candidates) >= how.candidates and seconds >= wanted_s:
-            break
-    rows = np.array(candidates, np.int32)
-    weights = np.maximum(table.key[rows], 0) if how.weighted else np.ones(len(rows))
-    n_wanted = how.budget_s / max(seconds / max(1, len(rows)), 1e-9)
+    rows = _candidates(table, scored, how, walk)
+    seconds = np.fromiter((entry.seconds for entry in table.entries(rows)), np.float64)
+    n_wanted = how.budget_s * len(rows) / max(seconds.sum(), 1e-9)
     chosen = choose_diverse(
         table.embeddings(rows),
-        weights,
-        np.fromiter((entry.seconds for entry in table.entries(rows)), np.float64),
+        np.maximum(table.key[rows], 0) if how.weighted else np.ones(len(rows)),
+        seconds,
         how.budget_s,
         how.seed,
         picks=max(1, round(n_wanted / CENTRES)),
     )
     found: Rows = rows[chosen]
     return found
+
+
+def _candidates(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Rows:
+    """Rows to look for differences among; what they were drawn from is let go of."""
+    if how.weighted:
+        order = _by_score(table, scored)
+    else:
+        order = np.random.default_rng(how.seed).permutation(scored)
+    order = order[table.seconds[order] <= how.budget_s]
+    wanted_s = CANDIDATE_BUDGETS * how.budget_s
+    rows, seconds = array("i"), 0.0
+    for row in walk.fill(order, float("inf")):
+        rows.append(row)
+        seconds += float(table.seconds[row])
+        if len(rows) >= how.candidates and seconds >= wanted_s:
+            break
+    return np.array(rows, np.int32)
 
 
 def _below(table: ScoreTable, scored: Rows, rows: Rows, repeats: Rows) -> Rows:

@@ -15,13 +15,13 @@ from edge_imputer.errors import DataError, SpecError
 
 from ..data import Featurizer, Manifest
 from ..data.manifest import MANIFEST_NAME, find_manifest
-from .choosing import CANDIDATES, Choosing, choose
+from .choosing import CANDIDATES, Choice, Choosing, choose
 from .folder import PoolRows, pool_file
 from .junk import JunkFilter, JunkRules
 from .label_tasks import Export
 from .model import OpenedModel, open_model
 from .pool import PoolBlocks
-from .score_log import ScoreLog, Shard, is_complete
+from .score_log import Entry, ScoreLog, Shard, is_complete
 from .score_table import RankBy, ScoreTable, shards_in
 from .scores import Scorer, open_scorer
 from .scoring import score_pool
@@ -182,20 +182,10 @@ class Selection:
             A shard is missing or not finished, or there is nothing to choose.
         """
         options = self.options
-        files = shards_in(options.folder, self.purpose)
         left_out = LeftOut(self.pool_file, options.folder)
         with left_out:
-            table = ScoreTable.read(
-                files, self.purpose, self.n_rows, rank_by=options.rank_by, see=left_out.see
-            )
-        how = Choosing(
-            options.budget_s,
-            diverse=self.scorer.needs_embedding,
-            weighted=self.scorer.weighted,
-            seed=options.seed,
-            candidates=options.candidates,
-        )
-        choice = choose(table, how)
+            table = self.scores(left_out.see)
+        choice = self.choose(table)
         shown = [clip.row for clips in left_out.shown.values() for clip in clips]
         repeats = choice.repeats.ravel()
         pool = PoolRows(self.pool_file, self.n_rows, choice.rows, choice.below, repeats, shown)
@@ -203,6 +193,24 @@ class Selection:
         report = report_of(options, self.model, table, choice, left_out, self.notes)
         Outputs(options, pool, table, choice, left_out, report).write()
         return report
+
+    def scores(self, see: Callable[[Entry], None] | None = None) -> ScoreTable:
+        """Join the shards; every entry is shown to `see`, in the pool's order."""
+        files = shards_in(self.options.folder, self.purpose)
+        rank_by = self.options.rank_by
+        return ScoreTable.read(files, self.purpose, self.n_rows, rank_by=rank_by, see=see)
+
+    def choose(self, table: ScoreTable) -> Choice:
+        """Choose by the scores, and write nothing."""
+        options = self.options
+        how = Choosing(
+            options.budget_s,
+            diverse=self.scorer.needs_embedding,
+            weighted=self.scorer.weighted,
+            seed=options.seed,
+            candidates=options.candidates,
+        )
+        return choose(table, how)
 
     def _trained_on(self) -> TrainedOn | None:
         paths = self.options.trained_on
