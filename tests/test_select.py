@@ -23,12 +23,13 @@ from edge_imputer.cli.select import chosen_device
 from edge_imputer.errors import CheckpointError, DataError, SpecError
 from edge_imputer.train.active import JunkRules, Selection, SelectionOptions, SelectionReport
 from edge_imputer.train.active import selecting as selecting_module
+from edge_imputer.train.active import trained_on as trained_on_module
 from edge_imputer.train.active.choosing import Choosing, choose
 from edge_imputer.train.active.folder import _Recordings, pool_file
 from edge_imputer.train.active.score_log import BLOCK, Entry, ScoreLog, Shard, is_complete
 from edge_imputer.train.active.score_table import ScoreTable, shards_in
 from edge_imputer.train.active.writing import clip_id
-from edge_imputer.train.data import Manifest, read_clip
+from edge_imputer.train.data import ClipRecord, Manifest, read_clip
 
 from .selection_cases import (
     RATE,
@@ -362,6 +363,53 @@ def test_listing_recordings_takes_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert n_files == 4000
     assert most < 100_000
+
+
+def test_what_was_trained_on_is_left_out_and_heard_once(
+    model: Path, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the options to the report, in shards: the second hears the training set no more."""
+    some = write_lines(pool.parent / "trained.jsonl", read_lines(pool)[: BLOCK + 6])
+    sounds = babbles(2) | {"late.wav": babble(65, 0.5)}
+    train = write_pool(tmp_path / "train", sounds)  # by sound; and by place
+    late = tmp_path / "train/late.wav"
+    late.rename(tmp_path / "away.wav")
+    by_place = [pool_row(str(pool.parent / "005.wav"), 0.5)]
+    write_lines(train, [*read_lines(train), *by_place])
+    heard = []
+
+    def listen(folder: Path, record: ClipRecord, rate: int) -> np.ndarray:
+        heard.append(Path(record.audio).name)
+        return read_clip(folder, record, rate)
+
+    monkeypatch.setattr(trained_on_module, "read_clip", listen)
+    opened = selection(model, some, tmp_path / "to_label.jsonl", hours=1, trained_on=[train])
+    opened.score(Shard(1, 2))
+    assert heard == ["000.wav", "001.wav", "late.wav", "005.wav"]
+    assert opened.notes[0].startswith("1 clips of the training set cannot be read")
+    (tmp_path / "away.wav").rename(late)
+    heard.clear()
+    opened.score(Shard(2, 2))
+    assert heard == ["late.wav"]  # which could not be read before
+    (kept,) = (tmp_path / "to_label").glob("trained-on-*.prints")
+    assert kept.stat().st_size == 4 * 36
+    heard.clear()
+    opened.score(Shard(1, 3))
+    assert heard == []
+    kept.write_bytes(b"damaged")
+    opened.score(Shard(2, 3))
+    assert len(heard) == 4
+    report = opened.select()
+    assert report.left_out["in the training set"].clips == 4
+    assert report.chosen.clips == BLOCK + 2
+    assert not any("no --trained-on" in warning for warning in report.warnings)
+    left_out = read_lines(tmp_path / "to_label/left_out.jsonl")
+    assert {line["audio"]: line["detail"] for line in left_out} == {
+        "000.wav": "the same sound in another file",
+        "001.wav": "the same sound in another file",
+        "065.wav": "the same sound in another file",
+        "005.wav": "the same part of the file",
+    }
 
 
 def test_nothing_is_written_over_a_corpus(model: Path, pool: Path, tmp_path: Path) -> None:

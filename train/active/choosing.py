@@ -130,7 +130,9 @@ def choose(table: ScoreTable, how: Choosing) -> Choice:
 
 def _by_score(table: ScoreTable, scored: Rows) -> Rows:
     """Rows from the highest score to the lowest, as they are in the pool where it is equal."""
-    order: Rows = scored[np.argsort(-table.key[scored], kind="stable")]
+    falling = table.key[scored]
+    np.negative(falling, out=falling)
+    order: Rows = scored[np.argsort(falling, kind="stable")]
     return order
 
 

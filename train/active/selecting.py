@@ -216,9 +216,11 @@ class Selection:
         paths = self.options.trained_on
         if not paths:
             return None
+        manifests = [Manifest.open(path) for path in paths]
         trained = TrainedOn(
-            [Manifest.open(path) for path in paths],
+            manifests,
             lambda done, total: self._progress("listening to the training set", done, total),
+            self.options.folder / _kept_name(manifests),
         )
         if trained.unreadable:
             self.notes.append(
@@ -241,6 +243,14 @@ def _check_folder(options: SelectionOptions) -> None:
             f"--out {options.out} writes into the folder {options.folder}, where a corpus is; give "
             "another name"
         )
+
+
+def _kept_name(manifests: Sequence[Manifest]) -> str:
+    """The file of fingerprints of the training set, by its manifests and where they are."""
+    digest = hashlib.sha256()
+    for manifest in manifests:
+        digest.update(f"{_sha256(manifest.path)} {manifest.folder.resolve()}\n".encode())
+    return f"trained-on-{digest.hexdigest()[:16]}.prints"
 
 
 def _sha256(path: Path) -> str:
