@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .junk import JunkFilter, JunkRules
 from .label_tasks import Export
 from .model import OpenedModel, open_model
 from .pool import PoolBlocks
-from .score_log import Entry, ScoreLog, Shard, is_complete
+from .score_log import ScoreLog, Shard, is_complete
 from .score_table import RankBy, ScoreTable, shards_in
 from .scores import Scorer, open_scorer
 from .scoring import score_pool
@@ -183,8 +184,7 @@ class Selection:
         """
         options = self.options
         left_out = LeftOut(self.pool_file, options.folder)
-        with left_out:
-            table = self.scores(left_out.see)
+        table = self.scores(left_out)
         choice = self.choose(table)
         shown = [clip.row for clips in left_out.shown.values() for clip in clips]
         repeats = choice.repeats.ravel()
@@ -194,11 +194,13 @@ class Selection:
         Outputs(options, pool, table, choice, left_out, report).write()
         return report
 
-    def scores(self, see: Callable[[Entry], None] | None = None) -> ScoreTable:
-        """Join the shards; every entry is shown to `see`, in the pool's order."""
+    def scores(self, left_out: LeftOut | None = None) -> ScoreTable:
+        """Join the shards; clips without a score are listed."""
         files = shards_in(self.options.folder, self.purpose)
         rank_by = self.options.rank_by
-        return ScoreTable.read(files, self.purpose, self.n_rows, rank_by=rank_by, see=see)
+        with left_out or nullcontext():
+            see = None if left_out is None else left_out.see
+            return ScoreTable.read(files, self.purpose, self.n_rows, rank_by=rank_by, see=see)
 
     def choose(self, table: ScoreTable) -> Choice:
         """Choose by the scores, and write nothing."""
