@@ -133,7 +133,7 @@ def stamp(task: ClipTask) -> tuple[int, int]:
         return 0, 0
     try:
         state = os.stat(task.audio)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: a NUL in it, as no file's name has
         return 0, 0
     return state.st_size, state.st_mtime_ns
 

@@ -53,7 +53,7 @@ def test_the_order_is_drawn_by_weight_and_distance():
         assert np.abs(counts[i] - n * p).max() < 4.5 * np.sqrt(n * 0.25 * p.max() + 1)
 
 
-def test_doubles_come_last_and_what_weighs_nothing_never():
+def test_doubles_come_last_and_what_weighs_nothing_after_them():
     rng = np.random.default_rng(3)
     ones = rng.normal(size=(10, 64)).astype(np.float32) * 30
     embeddings = np.repeat(ones, 4, 0)
@@ -62,7 +62,9 @@ def test_doubles_come_last_and_what_weighs_nothing_never():
     for seed in range(20):
         chosen = choose_diverse(embeddings, weights, np.ones(40), 1000, seed).tolist()
         assert sorted({row // 4 for row in chosen[:9]}) == [0, 2, 3, 4, 5, 6, 7, 8, 9]
-        assert sorted(chosen) == [*range(4), *range(8, 40)]
+        assert sorted(chosen) == [*range(40)]
+        assert sorted(chosen[36:]) == [4, 5, 6, 7]
+        assert choose_diverse(embeddings, 0 * weights, np.ones(40), 5.0, seed).size == 5
     nothing = choose_diverse(np.zeros((5, 3), np.float32), np.ones(5), np.ones(5), 3, 0)
     assert len(nothing) == 3
 

@@ -251,6 +251,7 @@ def test_what_was_trained_on_is_told_by_place_and_by_sound(tmp_path: Path, model
         pool_row("new.wav", 0.8),
         pool_row("long.wav", 2.0, offset_s=2.0),
         pool_row("long.wav", 1.0, offset_s=1.5),
+        pool_row("long.wav", 0.0, offset_s=1.0),  # to the end of the file
     ]
     trained = TrainedOn([Manifest.open(train)])
     assert trained.unreadable == 1
@@ -260,6 +261,7 @@ def test_what_was_trained_on_is_told_by_place_and_by_sound(tmp_path: Path, model
         ("in the training set", "the same sound in another file"),
         ("", ""),
         ("", ""),
+        ("in the training set", "the same part of the file"),
         ("in the training set", "the same part of the file"),
     ]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,13 @@ from edge_imputer.cli.select import chosen_device
 from edge_imputer.errors import CheckpointError, DataError, SpecError
 from edge_imputer.train.active import JunkRules, Selection, SelectionOptions, SelectionReport
 from edge_imputer.train.active import selecting as selecting_module
+from edge_imputer.train.active import trained_on as trained_on_module
 from edge_imputer.train.active.choosing import Choosing, choose
+from edge_imputer.train.active.folder import _Recordings, pool_file
 from edge_imputer.train.active.score_log import BLOCK, Entry, ScoreLog, Shard, is_complete
 from edge_imputer.train.active.score_table import ScoreTable, shards_in
+from edge_imputer.train.active.writing import clip_id
+from edge_imputer.train.data import ClipRecord, Manifest, read_clip
 
 from .selection_cases import (
     RATE,
@@ -120,6 +126,21 @@ def test_chosen_rows_are_the_pool_s_with_what_was_found(whole: Path, pool: Path)
     assert len({row["clip"] for row in rows}) == len(rows)
     best = rows[0]["better_than"]
     assert best == pytest.approx(1 - 1 / (N_CLIPS - 4), abs=2 / N_CLIPS)
+
+
+def test_chosen_rows_say_how_long_their_clips_are(model: Path, pool: Path, tmp_path: Path) -> None:
+    """A pool's 0 s is "to the end of the file": a labelled clip of 0 s could not be read."""
+    rows = [pool_row("001.wav", 0.0), pool_row("002.wav", 0.0, offset_s=0.2)]
+    rows.append(pool_row("003.wav", 0.3, offset_s=0.1))
+    some = write_lines(pool.parent / "to the end.jsonl", rows)
+    report = run(model, some, tmp_path / "to_label.jsonl")
+    chosen = Manifest.open(tmp_path / "to_label.jsonl")
+    seconds = {Path(record.audio).name: record.duration_s for record in chosen}
+    assert seconds == {"001.wav": 0.6, "002.wav": 0.5, "003.wav": 0.3}
+    assert report.chosen.hours * 3600 == pytest.approx(float(chosen.durations.sum()), abs=1e-5)
+    for record in chosen:
+        assert len(read_clip(chosen.folder, record, RATE)) == round(RATE * record.duration_s)
+    assert "<td>0.50</td>" in (tmp_path / "to_label/index.html").read_text()
 
 
 @pytest.mark.parametrize("of", [2, 3])
@@ -288,8 +309,130 @@ def test_a_folder_is_listed_once(model: Path, pool: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"lists recordings that are not in .*other"):
         selection(model, other, out)
     assert (folder / "to_label/pool.jsonl").read_bytes() == listed
-    with pytest.raises(DataError, match="where results are to be written"):
-        selection(model, other, tmp_path / "other.jsonl")
+
+
+def test_recordings_are_listed_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    """Folder by folder; not what is no recording, the list's own folder, or behind a link."""
+    home = tmp_path / "saved"
+    names = ["a.wav", "a/b.WAV", "a/b/c.flac", "a0.ogg", "a-.mp3", "ä.wav", "z/y/x.wav", "B.wav"]
+    for name in (*names, "notes.txt", "to_label/audio/1.flac", "wav"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).touch()
+    (home / "b").symlink_to(home / "a")
+    (home / "c.wav").symlink_to(home / "gone.wav")
+    (home / "d.wav").mkdir()
+    listed, notes = pool_file(home, home / "to_label")
+    found = [row["audio"] for row in read_lines(listed)]
+    assert found == sorted(str(home / name) for name in [*names, "c.wav"])
+    assert not notes
+    for name in ("a/0.wav", "zz.wav"):
+        (home / name).touch()
+    (home / "a0.ogg").unlink()
+    _, (note,) = pool_file(home, home / "to_label")
+    assert note.startswith("2 recordings were added")
+    assert str(home / "a/0.wav") in note
+
+
+def test_folders_that_cannot_be_listed_are_left_out_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "saved/lost").mkdir(parents=True)
+    (tmp_path / "saved/a.wav").touch()
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("lost/"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    _, notes = pool_file(tmp_path / "saved", tmp_path / "to_label")
+    assert len(notes) == 1
+    assert re.search(r"^1 folders .* such as .*/lost/ \(Permission denied\)", notes[0])
+
+
+def test_listing_recordings_takes_little_memory(tmp_path: Path) -> None:
+    """As names, not as paths: and those of a folder at a time."""
+    for number in range(40):
+        (tmp_path / f"{number:02d}").mkdir()
+        for part in range(100):
+            (tmp_path / f"{number:02d}" / f"{part:03d}.wav").touch()
+    tracemalloc.start()
+    n_files = sum(1 for _ in _Recordings("").below(f"{tmp_path}/"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert n_files == 4000
+    assert most < 100_000
+
+
+def test_what_was_trained_on_is_left_out_and_heard_once(
+    model: Path, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the options to the report, in shards: the second hears the training set no more."""
+    some = write_lines(pool.parent / "trained.jsonl", read_lines(pool)[: BLOCK + 6])
+    sounds = babbles(2) | {"late.wav": babble(65, 0.5)}
+    train = write_pool(tmp_path / "train", sounds)  # by sound; and by place
+    late = tmp_path / "train/late.wav"
+    late.rename(tmp_path / "away.wav")
+    by_place = [pool_row(str(pool.parent / "005.wav"), 0.5)]
+    write_lines(train, [*read_lines(train), *by_place])
+    heard = []
+
+    def listen(folder: Path, record: ClipRecord, rate: int) -> np.ndarray:
+        heard.append(Path(record.audio).name)
+        return read_clip(folder, record, rate)
+
+    monkeypatch.setattr(trained_on_module, "read_clip", listen)
+    opened = selection(model, some, tmp_path / "to_label.jsonl", hours=1, trained_on=[train])
+    opened.score(Shard(1, 2))
+    assert heard == ["000.wav", "001.wav", "late.wav", "005.wav"]
+    assert opened.notes[0].startswith("1 clips of the training set cannot be read")
+    (tmp_path / "away.wav").rename(late)
+    heard.clear()
+    opened.score(Shard(2, 2))
+    assert heard == ["late.wav"]  # which could not be read before
+    (kept,) = (tmp_path / "to_label").glob("trained-on-*.prints")
+    assert kept.stat().st_size == 4 * 36
+    heard.clear()
+    opened.score(Shard(1, 3))
+    assert heard == []
+    kept.write_bytes(b"damaged")
+    opened.score(Shard(2, 3))
+    assert len(heard) == 4
+    report = opened.select()
+    assert report.left_out["in the training set"].clips == 4
+    assert report.chosen.clips == BLOCK + 2
+    assert not any("no --trained-on" in warning for warning in report.warnings)
+    left_out = read_lines(tmp_path / "to_label/left_out.jsonl")
+    assert {line["audio"]: line["detail"] for line in left_out} == {
+        "000.wav": "the same sound in another file",
+        "001.wav": "the same sound in another file",
+        "065.wav": "the same sound in another file",
+        "005.wav": "the same part of the file",
+    }
+
+
+def test_nothing_is_written_over_a_corpus(model: Path, pool: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "lamp"
+    manifest = write_pool(corpus, babbles(2)).rename(corpus / "manifest.jsonl")
+    (corpus / "report.json").write_text("of the corpus")
+    before = {path: path.read_bytes() for path in corpus.iterdir()}
+    out = tmp_path / "lamp.jsonl"
+    for given in (pool, manifest, corpus):
+        with pytest.raises(DataError, match=r"lamp, where a corpus is; give another name"):
+            selection(model, given, out)
+    for given, trained in ((corpus, ()), (manifest, ()), (pool, [corpus])):
+        with pytest.raises(DataError, match=r"file of its own to write, got .*manifest.jsonl"):
+            selection(model, given, manifest, trained_on=trained)
+    manifest.unlink()
+    with pytest.raises(DataError, match="where a corpus is"):
+        selection(model, corpus, out)  # a folder of recordings
+    write_lines(corpus / "pool.jsonl", [pool_row("000.wav", 0.5)])
+    with pytest.raises(DataError, match="where a corpus is"):
+        selection(model, corpus / "pool.jsonl", out)
+    del before[manifest]
+    assert {path: path.read_bytes() for path in before} == before
+    assert not out.exists()
 
 
 def test_names_that_are_not_utf8_are_left_out_with_a_note(
@@ -308,6 +451,22 @@ def test_names_that_are_not_utf8_are_left_out_with_a_note(
         report = run(model, folder, tmp_path / "to_label.jsonl")
         assert report.all.clips == 1
         assert r"caf\xe9.wav" in report.warnings[0]
+
+
+def test_paths_that_no_file_has_are_reported(model: Path, pool: Path, tmp_path: Path) -> None:
+    names = {"a\0b.wav": "missing", "c" * 300 + ".wav": "unreadable", "": "unreadable"}
+    rows = [pool_row(name, 1.0) for name in names]
+    some = write_lines(pool.parent / "odd.jsonl", [*rows, pool_row("001.wav", 0.6)])
+    for trained_on in ((), (some,)):
+        out = tmp_path / f"{len(trained_on)}.jsonl"
+        opened = selection(model, some, out, trained_on=trained_on, embed=True)
+        opened.score(Shard())
+        if trained_on:
+            assert opened.notes[0].startswith("3 clips of the training set cannot be read")
+            continue
+        assert opened.select().chosen.clips == 1
+        left_out = read_lines(tmp_path / "0/left_out.jsonl")
+        assert {line["audio"]: line["reason"] for line in left_out} == names
 
 
 def test_a_keyword_model_chooses_too(pool: Path, tmp_path: Path) -> None:
@@ -390,7 +549,7 @@ def entry(row: int, per_second: float, seconds: float = 1.0, print_: int | None 
     rng = np.random.default_rng(row if print_ is None else print_)
     return Entry(
         row=row, seconds=seconds, score=per_second, per_second=per_second, confidence=0.5,
-        print=rng.bytes(32).hex(),
+        print=rng.bytes(32).hex(), file=row + 1,
     )  # fmt: skip
 
 
@@ -421,6 +580,29 @@ def test_a_recording_is_chosen_once_and_the_better_one(tmp_path: Path) -> None:
     assert choice.repeats.tolist() == [[0, 1]]
 
 
+def test_parts_of_a_file_that_overlap_are_repeats(model: Path, pool: Path, tmp_path: Path) -> None:
+    """By whatever path; of those that touch, and of other files, all are chosen."""
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    sf.write(folder / "a.wav", np.concatenate([babble(k, 1.0) for k in range(200, 203)]), RATE)
+    (folder / "link.wav").symlink_to(folder / "a.wav")
+    parts = [("a.wav", 0.0, 1.0), ("a.wav", 0.98, 1.02), ("link.wav", 0.0, 0.7)]
+    parts += [("a.wav", 2.0, 0.0), ("a.wav", 0.0, 1.5)]
+    rows = [pool_row(name, seconds, offset_s=start) for name, start, seconds in parts]
+    some = write_lines(folder / "parts.jsonl", rows)
+    report = run(model, some, tmp_path / "to_label.jsonl", hours=1)
+    chosen = read_lines(tmp_path / "to_label.jsonl")
+    spans = sorted((row["offset_s"], row["offset_s"] + row["duration_s"]) for row in chosen)
+    assert all(one[1] - other[0] < 0.05 for one, other in itertools.pairwise(spans))
+    assert report.left_out["repeated"].clips == 5 - len(chosen) >= 2
+    assert (2.0, 3.0) in spans
+
+
+def test_clips_that_end_elsewhere_have_ids_of_their_own() -> None:
+    ids = {clip_id("a.wav", *part) for part in ((0.0, 1.0), (0.0, 2.0), (1.0, 1.0), (0, 1))}
+    assert len(ids) == 3
+
+
 @pytest.mark.parametrize("weighted", [True, False])
 def test_of_a_diverse_choice_repeats_are_of_the_chosen(tmp_path: Path, weighted: bool) -> None:
     """Each recording is there twice, and few are chosen."""
@@ -436,6 +618,32 @@ def test_of_a_diverse_choice_repeats_are_of_the_chosen(tmp_path: Path, weighted:
     assert sorted(choice.repeats.tolist()) == sorted([row ^ 1, row] for row in chosen)
     recordings = [row // 2 for row in [*chosen, *choice.below.tolist()]]
     assert len(set(recordings)) == len(recordings) == 25
+
+
+def diverse(folder: Path, entries: list[Entry]) -> ScoreTable:
+    """A block of scores with embeddings at random."""
+    rng = np.random.default_rng(0)
+    embeddings = {k: rng.standard_normal(4).astype(np.float32) for k in range(len(entries))}
+    with ScoreLog(folder, Shard(), {}, len(entries)) as log:
+        log.add(entries, embeddings)
+    return ScoreTable.read([log.path], {}, len(entries))
+
+
+def test_clips_that_would_teach_nothing_are_chosen_last(tmp_path: Path) -> None:
+    table = diverse(tmp_path, [entry(k, float(k % 2)) for k in range(8)])
+    how = Choosing(6.0, diverse=True, weighted=True)
+    chosen = choose(table, how).rows.tolist()
+    assert sorted(chosen[:4]) == [1, 3, 5, 7]
+    assert len(chosen) == 6
+
+
+def test_a_diverse_choice_is_among_clips_that_fit_the_budget(tmp_path: Path) -> None:
+    """Though the candidates of the highest scores are longer than all of it."""
+    entries = [entry(k, 9.0 - k, 10.0 if k < 6 else 1.0) for k in range(9)]
+    for weighted in (True, False):
+        how = Choosing(2.0, diverse=True, weighted=weighted, candidates=1)
+        table = diverse(tmp_path / str(weighted), entries)
+        assert set(choose(table, how).rows.tolist()) < {6, 7, 8}
 
 
 def test_what_is_just_below_repeats_nothing(tmp_path: Path) -> None:
@@ -490,7 +698,21 @@ def test_lost_embeddings_are_not_replaced_by_zeros(tmp_path: Path, left: int) ->
         log.add(entries[:BLOCK], embeddings)
         log.add(entries[BLOCK:], embeddings)
     table = ScoreTable.read([log.path], {}, len(entries))
-    assert (table.embeddings(list(table.entries([0, 70]))) == 1).all()
+    assert (table.embeddings([0, 70]) == 1).all()
+
+
+def test_embeddings_are_those_of_the_rows_asked_for(tmp_path: Path) -> None:
+    entries = [entry(k, 1.0) for k in range(3 * BLOCK)]
+    vectors = np.arange(6 * BLOCK, dtype=np.float32).reshape(3, BLOCK, 2)
+    for index in (1, 2):
+        with ScoreLog(tmp_path, Shard(index, 2), {}, len(entries)) as log:
+            for block in log.blocks:
+                embeddings = dict(enumerate(vectors[block]))
+                log.add(entries[block * BLOCK : (block + 1) * BLOCK], embeddings)
+    table = ScoreTable.read(shards_in(tmp_path, {}), {}, len(entries))
+    rows = np.random.default_rng(0).permutation(len(entries))[:100]
+    assert (table.embeddings(rows) == vectors.reshape(-1, 2)[rows]).all()
+    assert table.embeddings([]).shape[0] == 0
 
 
 def test_a_set_that_is_scored_is_taken_before_one_that_is_not(tmp_path: Path) -> None:
@@ -596,6 +818,7 @@ def test_a_process_takes_a_gpu_that_it_is_shown(
         (("--strategy", "random", "--set", "n_samples=3"), "takes no options; got n_samples"),
         (("--set", "n_samples=many"), "--set n_samples=many"),
         (("--set", "nothing"), "expected KEY=VALUE"),
+        (("--strategy", "badge", "--rank-by", "score"), "badge ranks nothing"),
         (("--budget-hours", "-1"), "budget above 0 h"),
         (("--shard", "3/2"), "such as 2/8"),
         (("--shard", "1/2", "--merge"), "give one of the two"),

@@ -285,7 +285,7 @@ def bench_data(bundle: Path | None) -> dict[str, Any]:
 
 
 def bench_select(bundle: Path | None) -> dict[str, Any]:
-    """A pool scored by every strategy: CPU time of one core; shards; memory of a million rows."""
+    """A pool scored by every strategy: CPU time of one core; shards; choosing, and its memory."""
     require("lightning", extra="train")
     from edge_imputer.train.active import selection_benchmark as benchmark
     from edge_imputer.train.benchmark import processor
@@ -312,7 +312,11 @@ def bench_select(bundle: Path | None) -> dict[str, Any]:
             for row in rows
         ],
     )
-    found = benchmark.figures(rows) | {"rss_growth_mb_1m_rows": benchmark.growth_apart(1_000_000)}
+    found = benchmark.figures(rows) | benchmark.choosing_figures()
+    found |= {"rss_growth_mb_1m_rows": benchmark.growth_apart(1_000_000)}
+    for strategy in benchmark.BY_EMBEDDINGS:
+        grown = benchmark.growth_apart(1_000_000, strategy)
+        found[f"rss_growth_mb_1m_rows, {strategy}"] = grown
     found = {key: float(f"{value:.4g}") for key, value in found.items()}
     table("Summary", ["figure", "value"], [*found.items(), ("two shards give one's", agree)])
     return {

@@ -14,6 +14,7 @@ from edge_imputer.errors import DataError, SpecError
 
 from .diversity import choose_diverse
 from .fingerprint import PRINT_BYTES, KnownPrints, Print
+from .places import KnownPlaces
 from .score_log import Entry
 from .score_table import ScoreTable
 
@@ -37,7 +38,7 @@ class Choosing:
     diverse : bool
         By embeddings, see `choose_diverse`; else the highest first.
     weighted : bool
-        Whether scores weigh in `choose_diverse`.
+        Whether scores weigh in `choose_diverse`. If not, nothing is ranked: of repeats any stays.
     seed : int
     candidates : int
         Of a diverse choice: clips to choose from, at least. With scores that weigh, those of the
@@ -71,7 +72,8 @@ class Choice:
         Of all of them.
     n_scored, scored_s : that there was a score for
     repeats : int32, (R, 2)
-        Rows that were left out, and the chosen ones whose recordings they repeat.
+        Rows that were left out, and the chosen ones whose recordings they repeat, by sound or by
+        their part of the file.
     cut : float
         The lowest score among the chosen.
     below : int32, (M,)
@@ -128,7 +130,9 @@ def choose(table: ScoreTable, how: Choosing) -> Choice:
 
 def _by_score(table: ScoreTable, scored: Rows) -> Rows:
     """Rows from the highest score to the lowest, as they are in the pool where it is equal."""
-    order: Rows = scored[np.argsort(-table.key[scored], kind="stable")]
+    falling = table.key[scored]
+    np.negative(falling, out=falling)
+    order: Rows = scored[np.argsort(falling, kind="stable")]
     return order
 
 
@@ -138,7 +142,8 @@ class _Walk:
     def __init__(self, table: ScoreTable) -> None:
         self._table = table
         self._known = KnownPrints()
-        self._row_of = array("i")  # by the number of its fingerprint
+        self._places = KnownPlaces()
+        self._row_of = array("i")  # by the number of its fingerprint and its place
         self._repeats = array("i")  # rows by turns, as in `Choice.repeats`
 
     def repeats(self) -> Rows:
@@ -166,7 +171,9 @@ class _Walk:
 
     def _is_new(self, entry: Entry) -> bool:
         print_ = self._print(entry)
-        known = self._known.find(print_, entry.seconds)
+        known = self._places.find(entry.file, entry.start, entry.seconds)
+        if known is None:
+            known = self._known.find(print_, entry.seconds)
         if known is None:
             self._keep(entry, print_)
             return True
@@ -175,6 +182,7 @@ class _Walk:
 
     def _keep(self, entry: Entry, print_: Print) -> None:
         self._known.add(print_, entry.seconds)
+        self._places.add(entry.file, entry.start, entry.seconds)
         self._row_of.append(entry.row)
 
     @staticmethod
@@ -190,31 +198,36 @@ class _Walk:
 
 def _diverse(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Rows:
     """Rows that differ from one another, in the order in which they were chosen."""
-    if how.weighted:
-        order = _by_score(table, scored)
-    else:
-        order = np.random.default_rng(how.seed).permutation(scored)
-    wanted_s = CANDIDATE_BUDGETS * how.budget_s
-    candidates, seconds = [], 0.0
-    for row in walk.fill(order, float("inf")):
-        candidates.append(row)
-        seconds += float(table.seconds[row])
-        if len(candidates) >= how.candidates and seconds >= wanted_s:
-            break
-    rows = np.array(candidates, np.int32)
-    entries = list(table.entries(rows))
-    weights = np.maximum(table.key[rows], 0) if how.weighted else np.ones(len(rows))
-    n_wanted = how.budget_s / max(seconds / max(1, len(rows)), 1e-9)
+    rows = _candidates(table, scored, how, walk)
+    seconds = np.fromiter((entry.seconds for entry in table.entries(rows)), np.float64)
+    n_wanted = how.budget_s * len(rows) / max(seconds.sum(), 1e-9)
     chosen = choose_diverse(
-        table.embeddings(entries),
-        weights,
-        [entry.seconds for entry in entries],
+        table.embeddings(rows),
+        np.maximum(table.key[rows], 0) if how.weighted else np.ones(len(rows)),
+        seconds,
         how.budget_s,
         how.seed,
         picks=max(1, round(n_wanted / CENTRES)),
     )
     found: Rows = rows[chosen]
     return found
+
+
+def _candidates(table: ScoreTable, scored: Rows, how: Choosing, walk: _Walk) -> Rows:
+    """Rows to look for differences among; what they were drawn from is let go of."""
+    if how.weighted:
+        order = _by_score(table, scored)
+    else:
+        order = np.random.default_rng(how.seed).permutation(scored)
+    order = order[table.seconds[order] <= how.budget_s]
+    wanted_s = CANDIDATE_BUDGETS * how.budget_s
+    rows, seconds = array("i"), 0.0
+    for row in walk.fill(order, float("inf")):
+        rows.append(row)
+        seconds += float(table.seconds[row])
+        if len(rows) >= how.candidates and seconds >= wanted_s:
+            break
+    return np.array(rows, np.int32)
 
 
 def _below(table: ScoreTable, scored: Rows, rows: Rows, repeats: Rows) -> Rows:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,14 +31,15 @@ def choose_diverse(
     the nearest one that is chosen; the first by ``weight * ||embedding||^2``, as if a clip at the
     origin, which would teach nothing, had been chosen already (Ash et al. 2020, BADGE,
     arXiv:1906.03671, begin with the largest). Clips that no longer fit the budget are not drawn.
-    Once all have distance 0, the rest is drawn by weight: doubles come last.
+    Once all have distance 0, the rest is drawn by weight: doubles come last, and after them what
+    weighs nothing.
 
     Parameters
     ----------
     embeddings : (N, D)
         May be a memory map: rows are read in chunks, once for every `picks` clips.
     weights : (N,)
-        Not negative; 0: never chosen.
+        Not negative; 0: last.
     durations : (N,)
         Seconds, positive.
     budget_s : float
@@ -63,12 +67,12 @@ def choose_diverse(
             "expected finite embeddings; clips without a score have none, leave them out"
         )
     distances = norms.copy()
-    free = weight > 0
+    free = np.ones(len(weight), bool)
     chosen: list[int] = []
     left = float(budget_s)
     while True:
         free &= seconds <= left
-        drawn = _draw(weight * distances * free, weight * free, picks, rng)
+        drawn = _draw((weight * distances * free, weight * free, free), picks, rng)
         taken = []
         for row in drawn:
             if seconds[row] <= left:
@@ -81,15 +85,10 @@ def choose_diverse(
         _approach(distances, embeddings, norms, taken)
 
 
-def _draw(
-    mass: Float64,
-    fallback: Float64,
-    n: int,
-    rng: np.random.Generator,
-) -> list[int]:
-    """Up to n different rows in proportion to their mass; by the fallback where there is none."""
-    for candidates in (mass, fallback):
-        total = np.cumsum(candidates)
+def _draw(masses: Sequence[npt.NDArray[Any]], n: int, rng: np.random.Generator) -> list[int]:
+    """Up to n different rows in proportion to their mass, by the first that is not 0 everywhere."""
+    for mass in masses:
+        total = np.cumsum(mass)
         if len(total) and total[-1] > 0:
             places = np.searchsorted(total, rng.random(n) * total[-1], side="right")
             return list(dict.fromkeys(places.tolist()))

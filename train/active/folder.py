@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +17,7 @@ from edge_imputer.audio import audio_length
 from edge_imputer.errors import AudioError, DataError
 
 from ..data import ClipRecord, Manifest, write_manifest
-from ..data.manifest import MANIFEST_NAME, find_manifest
+from ..data.manifest import MANIFEST_NAME, find_manifest, read_rows
 from ..data.records import UNKNOWN_SPEAKER
 
 ENDINGS = frozenset({".wav", ".flac", ".ogg", ".mp3"})
@@ -39,57 +43,114 @@ def pool_file(pool: Path, folder: Path) -> tuple[Path, list[str]]:
     """
     if not pool.is_dir() or (pool / MANIFEST_NAME).is_file():
         return find_manifest(pool), []
-    home, own = pool.resolve(), folder.resolve()
-    if home.is_relative_to(own):
-        raise DataError(
-            f"{pool} is where results are to be written, {folder}; give another name with --out"
-        )
-    found = [p for p in home.rglob("*") if p.suffix.lower() in ENDINGS and own not in p.parents]
-    files = sorted(str(p) for p in found if _is_utf8(p))
-    notes = []
-    if len(files) < len(found):
-        odd = next(os.fsencode(p) for p in found if not _is_utf8(p))
-        notes.append(
-            f"{len(found) - len(files)} recordings whose names are not UTF-8 are left out, such as "
-            f"{odd!r}; rename them"
-        )
-    if not files:
+    found = _Recordings(os.fspath(folder.resolve()))
+    home = os.path.join(pool.resolve(), "")
+    files = found.below(home)
+    first = next(files, None)
+    if first is None:
         endings = ", ".join(sorted(ENDINGS))
         nothing = f"{pool}: expected {MANIFEST_NAME} or recordings ({endings}), found neither"
-        raise DataError("; ".join([nothing, *notes]))
+        raise DataError("; ".join([nothing, *found.notes()]))
+    files = chain([first], files)
     listed = folder / POOL_NAME
     if listed.is_file():
-        return listed, [*notes, *_added(listed, home, files)]
+        added = _added(listed, home, files)
+        return listed, [*found.notes(), *added]
     write_manifest(listed, _records(files))
-    return listed, notes
+    return listed, found.notes()
 
 
-def _is_utf8(path: Path) -> bool:
+@dataclass
+class _Recordings:
+    """Lists recordings in the order of their paths, and counts what is left out.
+
+    In memory are the names in one folder, and in those that it is in.
+    """
+
+    own: str  # folder that is passed over
+    odd: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    def below(self, folder: str) -> Iterator[str]:
+        """Those below a folder, whose path ends with a slash; links to folders are not followed."""
+        try:
+            with os.scandir(folder) as entries:
+                names = [_name(entry) for entry in entries]
+        except OSError as error:
+            self.closed.append(f"{folder} ({error.strerror})")
+            return
+        for name in sorted(filter(None, names)):
+            path = folder + name
+            if path.endswith(os.sep):
+                if path[:-1] != self.own:
+                    yield from self.below(path)
+            elif _is_utf8(path):
+                yield path
+            else:
+                self.odd.append(path)
+
+    def notes(self) -> list[str]:
+        """What to know of those that were left out."""
+        notes = []
+        if self.odd:
+            notes.append(
+                f"{len(self.odd)} recordings whose names are not UTF-8 are left out, such as "
+                f"{os.fsencode(self.odd[0])!r}; rename them"
+            )
+        if self.closed:
+            notes.append(
+                f"{len(self.closed)} folders that cannot be listed are left out, such as "
+                f"{self.closed[0]}"
+            )
+        return notes
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    """What a folder's entry is sorted by: a folder's ends with a slash, other files have none."""
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name + os.sep
+    return entry.name if os.path.splitext(entry.name)[1].lower() in ENDINGS else ""
+
+
+def _is_utf8(path: str) -> bool:
     """Whether a manifest can name it."""
     try:
-        str(path).encode()
+        path.encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
-def _added(listed: Path, home: Path, files: Sequence[str]) -> list[str]:
-    """What to know of files that are not in a list that was made before."""
-    known = {record.audio for record in Manifest.open(listed)}
-    if not all(Path(audio).is_relative_to(home) for audio in known):
-        raise DataError(
-            f"{listed} lists recordings that are not in {home}; give another name with --out"
-        )
-    new = [file for file in files if file not in known]
-    if not new:
+def _added(listed: Path, home: str, files: Iterable[str]) -> list[str]:
+    """What to know of files that are not in a list that was made before; both are in order."""
+    known = _known(listed, home)
+    old = next(known, None)
+    n_new, such = 0, ""
+    for file in files:
+        while old is not None and old < file:
+            old = next(known, None)
+        if file != old:
+            n_new, such = n_new + 1, such or file
+    deque(known, maxlen=0)  # what is left of them is looked at too
+    if not n_new:
         return []
     return [
-        f"{len(new)} recordings were added since {listed} was written, such as {new[0]}, and are "
+        f"{n_new} recordings were added since {listed} was written, such as {such}, and are "
         "left out; to choose from all, give another name with --out"
     ]
 
 
-def _records(files: Sequence[str]) -> Iterator[ClipRecord]:
+def _known(listed: Path, home: str) -> Iterator[str]:
+    """The files of a list."""
+    for record in read_rows(listed, msgspec.json.Decoder(ClipRecord).decode):
+        if not record.audio.startswith(home):
+            raise DataError(
+                f"{listed} lists recordings that are not in {home}; give another name with --out"
+            )
+        yield record.audio
+
+
+def _records(files: Iterable[str]) -> Iterator[ClipRecord]:
     for file in files:
         try:
             n_samples, rate = audio_length(file)

@@ -148,7 +148,7 @@ def _line(clip: Listed, audio: _Audio) -> str:
         escape(clip.why),
         "" if entry is None else f"{entry.per_second:.4g}",
         "" if entry is None else f"{entry.confidence:.3f}",
-        f"{clip.record.duration_s:.2f}",
+        f"{clip.record.duration_s if entry is None else entry.seconds:.2f}",
         escape(clip.record.audio),
     ]
     row = "".join(f"<td>{cell}</td>" for cell in cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ..data import Batch, ClipRecord, Featurizer, Manifest, collate
 from ..data.batches import Example
 from .fingerprint import RATE, Fingerprinter
 from .junk import JunkFilter
+from .places import file_number
 from .score_log import Entry, rows_of
 from .trained_on import REASON, TrainedOn
 
@@ -62,6 +64,7 @@ class PoolBlocks(Dataset[Block]):
 
     def __post_init__(self) -> None:
         self._print = Fingerprinter()
+        self._home = os.path.realpath(self.pool.folder)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -106,7 +109,13 @@ class PoolBlocks(Dataset[Block]):
         rate = self.featurizer.spec.features.sample_rate
         if rate != RATE:
             plain = resample(waveform, from_rate=finding.sample_rate, to_rate=rate)
-        entry = Entry(row=row, seconds=seconds, print=print_.tobytes().hex())
+        entry = Entry(
+            row=row,
+            seconds=seconds,
+            print=print_.tobytes().hex(),
+            file=file_number(folder, record.audio, below=self._home),
+            start=record.offset_s,
+        )
         return entry, plain, int(finding.digest[:16], 16) >> 1
 
     def _example(self, waveform: Waveform, seed: int) -> Example:

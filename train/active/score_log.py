@@ -76,6 +76,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
         As `ClipScore`.
     print : str
         Its fingerprint, in hexadecimal digits.
+    file, start
+        Where it is, if it was read: its file's number, see `file_number`, and seconds into it.
     vector : int
         Place of its embedding in the shard's file of them, 0 first; -1: it has none.
     """
@@ -89,6 +91,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     text: str = ""
     confidence: float = 0.0
     print: str = ""
+    file: int = 0
+    start: float = 0.0
     vector: int = -1
 
 
@@ -201,7 +205,7 @@ class ScoreLog:
 
 def head_of(purpose: dict[str, Any]) -> bytes:
     """The first line of a file of scores."""
-    return msgspec.json.encode({"scores": 2, **purpose}) + b"\n"
+    return msgspec.json.encode({"scores": 3, **purpose}) + b"\n"
 
 
 def embedding_file(scores: Path) -> Path:

@@ -119,32 +119,41 @@ class ScoreTable:
             for file in opened:
                 file.close()
 
-    def embeddings(self, entries: Sequence[Entry]) -> npt.NDArray[np.float32]:
+    def embeddings(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Embeddings of some rows, (M, D).
+
+        They are read one by one: of a memory map every page that is touched would stay.
 
         Raises
         ------
         DataError
             They are not there.
         """
-        shard = np.array([entry.row // BLOCK % len(self._files) for entry in entries])
-        place = np.array([entry.vector for entry in entries])
+        wanted = np.asarray(rows, np.int64)
+        shard = wanted // BLOCK % len(self._files)
+        place = np.fromiter((e.vector for e in self.entries(wanted)), np.int64, len(wanted))
         found: npt.NDArray[np.float32] | None = None
         for index, path in enumerate(self._files):
-            mine = shard == index
-            if mine.any():
-                vectors = _vectors(embedding_file(path), self._n_vectors[index])
-                if found is None:
-                    found = np.empty((len(entries), vectors.shape[1]), np.float32)
-                found[mine] = vectors[place[mine]]
+            mine = np.flatnonzero(shard == index)
+            if not len(mine):
+                continue
+            vectors = embedding_file(path)
+            width = _width(vectors, self._n_vectors[index])
+            if found is None:
+                found = np.empty((len(wanted), width), "<f4")
+            with vectors.open("rb", buffering=0) as file:
+                for row in mine[np.argsort(place[mine])]:  # in the order of the disk
+                    file.seek(4 * width * int(place[row]))
+                    file.readinto(found[row])
         return np.zeros((0, 1), np.float32) if found is None else found
 
 
-def _vectors(path: Path, n: int) -> npt.NDArray[np.float32]:
+def _width(path: Path, n: int) -> int:
+    """Numbers of each of so many embeddings."""
     size = path.stat().st_size if path.is_file() else 0
     if not n or not size or size % (4 * n):
         raise lost_embeddings(path, n, size)
-    return np.memmap(path, "<f4", "r", shape=(n, size // 4 // n))
+    return size // 4 // n
 
 
 def read_in_order(

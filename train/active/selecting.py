@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from edge_imputer.errors import DataError, SpecError
 
 from ..data import Featurizer, Manifest
-from ..data.manifest import find_manifest
-from .choosing import CANDIDATES, Choosing, choose
+from ..data.manifest import MANIFEST_NAME, find_manifest
+from .choosing import CANDIDATES, Choice, Choosing, choose
 from .folder import PoolRows, pool_file
 from .junk import JunkFilter, JunkRules
 from .label_tasks import Export
@@ -89,6 +90,12 @@ class SelectionOptions:
             raise SpecError(
                 f"strategy: expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}"
             )
+        strategy = STRATEGIES[self.strategy]
+        if self.rank_by == "score" and strategy.needs_embedding and not strategy.weighted:
+            raise SpecError(
+                f"--rank-by score: {self.strategy} ranks nothing, it chooses by differences of "
+                "what a second teaches; leave it out"
+            )
         if self.out.suffix != ".jsonl":
             raise SpecError(f"--out: expected a file such as to_label.jsonl, got {self.out}")
         if not self.batch_s > 0:
@@ -112,6 +119,7 @@ class Selection:
 
     def __init__(self, options: SelectionOptions, progress: Progress | None = None) -> None:
         options.check()
+        _check_folder(options)
         self.options = options
         self._progress = progress or (lambda *_: None)
         self.model: OpenedModel = open_model(options.model)
@@ -120,8 +128,6 @@ class Selection:
         )
         self.notes: list[str]
         self.pool_file, self.notes = pool_file(options.pool, options.folder)
-        if self.pool_file.resolve() == options.out.resolve():
-            raise DataError(f"expected a file of its own to write, got {options.out}, the pool")
         self.n_rows = len(Manifest.open(self.pool_file))
         self.purpose: dict[str, Any] = {
             "model": self.model.identity,
@@ -177,20 +183,9 @@ class Selection:
             A shard is missing or not finished, or there is nothing to choose.
         """
         options = self.options
-        files = shards_in(options.folder, self.purpose)
         left_out = LeftOut(self.pool_file, options.folder)
-        with left_out:
-            table = ScoreTable.read(
-                files, self.purpose, self.n_rows, rank_by=options.rank_by, see=left_out.see
-            )
-        how = Choosing(
-            options.budget_s,
-            diverse=self.scorer.needs_embedding,
-            weighted=self.scorer.weighted,
-            seed=options.seed,
-            candidates=options.candidates,
-        )
-        choice = choose(table, how)
+        table = self.scores(left_out)
+        choice = self.choose(table)
         shown = [clip.row for clips in left_out.shown.values() for clip in clips]
         repeats = choice.repeats.ravel()
         pool = PoolRows(self.pool_file, self.n_rows, choice.rows, choice.below, repeats, shown)
@@ -199,13 +194,35 @@ class Selection:
         Outputs(options, pool, table, choice, left_out, report).write()
         return report
 
+    def scores(self, left_out: LeftOut | None = None) -> ScoreTable:
+        """Join the shards; clips without a score are listed."""
+        files = shards_in(self.options.folder, self.purpose)
+        rank_by = self.options.rank_by
+        with left_out or nullcontext():
+            see = None if left_out is None else left_out.see
+            return ScoreTable.read(files, self.purpose, self.n_rows, rank_by=rank_by, see=see)
+
+    def choose(self, table: ScoreTable) -> Choice:
+        """Choose by the scores, and write nothing."""
+        options = self.options
+        how = Choosing(
+            options.budget_s,
+            diverse=self.scorer.needs_embedding,
+            weighted=self.scorer.weighted,
+            seed=options.seed,
+            candidates=options.candidates,
+        )
+        return choose(table, how)
+
     def _trained_on(self) -> TrainedOn | None:
         paths = self.options.trained_on
         if not paths:
             return None
+        manifests = [Manifest.open(path) for path in paths]
         trained = TrainedOn(
-            [Manifest.open(path) for path in paths],
+            manifests,
             lambda done, total: self._progress("listening to the training set", done, total),
+            self.options.folder / _kept_name(manifests),
         )
         if trained.unreadable:
             self.notes.append(
@@ -213,6 +230,29 @@ class Selection:
                 "in the pool are known by their path only"
             )
         return trained
+
+
+def _check_folder(options: SelectionOptions) -> None:
+    """Refuse to write over a corpus: over a manifest that is read, or into its folder."""
+    given = [options.pool, *options.trained_on]
+    read = {path.resolve() for path in given} | {(path / MANIFEST_NAME).resolve() for path in given}
+    if options.out.resolve() in read:
+        raise DataError(f"expected a file of its own to write, got {options.out}, which is read")
+    folder = options.folder.resolve()
+    inside = any(path.resolve().is_relative_to(folder) for path in given)
+    if inside or (folder / MANIFEST_NAME).exists():
+        raise DataError(
+            f"--out {options.out} writes into the folder {options.folder}, where a corpus is; give "
+            "another name"
+        )
+
+
+def _kept_name(manifests: Sequence[Manifest]) -> str:
+    """The file of fingerprints of the training set, by its manifests and where they are."""
+    digest = hashlib.sha256()
+    for manifest in manifests:
+        digest.update(f"{_sha256(manifest.path)} {manifest.folder.resolve()}\n".encode())
+    return f"trained-on-{digest.hexdigest()[:16]}.prints"
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,8 @@
 CPU time of one core, from files to scores, of pools that the benchmark makes of the shipped
 digits: two to five words an utterance, as 16-bit WAV at 16 kHz. The model is the default one with
 random weights, which costs what a trained one does. Memory is of a pool of a million rows whose
-scores are made up: all is done but decoding and the network, which keep nothing.
+scores are made up: all is done but decoding and the network, which keep nothing. So is the time of
+choosing, from pools that are larger than what can be scored here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ..data.sequences import joined_sequences
 from ..recipe import read_recipe
 from ..tasks import KeywordTaskSpec, build_task
 from .fingerprint import PRINT_BYTES
+from .options import ScoreOptions
 from .score_log import Entry, ScoreLog, Shard, rows_of
 from .selecting import Selection, SelectionOptions
 from .strategies import STRATEGIES
@@ -37,7 +39,9 @@ from .strategies import STRATEGIES
 RATE = 16_000
 WORDS = (2, 5)
 SIZES = (64, 128, 256)  # clips
+CHOSEN_FROM = (10_000, 100_000)  # clips, of scores that are made up
 DEFAULT = SelectionOptions.strategy
+BY_EMBEDDINGS = ("egl-diversity",)  # whose memory is measured too; badge keeps the same
 WITHOUT_NETWORK = "read and looked at"
 
 
@@ -174,7 +178,7 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
-def growth_mb(n_rows: int) -> float:
+def growth_mb(n_rows: int, strategy: str = DEFAULT) -> float:
     """Memory that a pool's rows take, in MB: run it in a process of its own.
 
     What counts is the most that was resident at any time since a pool of a few rows went the same
@@ -184,18 +188,40 @@ def growth_mb(n_rows: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "model.ckpt")
-        _select(folder, model, 1000)
+        _made_up(folder, model, 1000, strategy).select()
         before = peak_bytes(reset=True)
-        _select(folder, model, n_rows)
+        _made_up(folder, model, n_rows, strategy).select()
         return (peak_bytes() - before) / 2**20
 
 
-def growth_apart(n_rows: int) -> float:
+def growth_apart(n_rows: int, strategy: str = DEFAULT) -> float:
     """`growth_mb` in a process of its own, which nothing else has filled before."""
-    return data_benchmark.growth_apart(n_rows, __name__)
+    return data_benchmark.growth_apart(n_rows, __name__, strategy)
 
 
-def _select(folder: Path, model: Path, n_rows: int) -> None:
+def choosing_figures(sizes: Sequence[int] = CHOSEN_FROM) -> dict[str, float]:
+    """Microseconds of CPU a clip, from scores to a twentieth that is chosen, by size of the pool.
+
+    And a clip's time in the largest pool over that in the smallest.
+    """
+    us = {}
+    with tempfile.TemporaryDirectory() as name, cpu_threads(1):
+        folder = Path(name)
+        model = write_model(folder / "model.ckpt")
+        for n in sizes:
+            selection = _made_up(folder, model, n, budget_s=sum(_seconds(n)) / 20)
+            start = time.process_time()
+            selection.choose(selection.scores())
+            us[n] = 1e6 * (time.process_time() - start) / n
+    found = {f"choosing_us_per_clip, {n} clips": value for n, value in us.items()}
+    found["choosing_time_largest_over_smallest_pool"] = us[max(us)] / us[min(us)]
+    return found
+
+
+def _made_up(
+    folder: Path, model: Path, n_rows: int, strategy: str = DEFAULT, budget_s: float = 36_000.0
+) -> Selection:
+    """A selection from a pool whose scores are made up."""
     pool = folder / f"{n_rows}.jsonl"
     rng = np.random.default_rng(0)
     write_manifest(
@@ -205,14 +231,18 @@ def _select(folder: Path, model: Path, n_rows: int) -> None:
             for number, seconds in enumerate(_seconds(n_rows))
         ),
     )
-    selection = Selection(SelectionOptions(model, pool, folder / f"{n_rows}-out.jsonl", 36_000.0))
+    out = folder / f"{n_rows}-out.jsonl"
+    selection = Selection(SelectionOptions(model, pool, out, budget_s, strategy=strategy))
+    width = ScoreOptions().dimensions if selection.scorer.needs_embedding else 0
     with ScoreLog(selection.options.folder, Shard(), selection.purpose, n_rows) as scores:
         manifest = Manifest.open(pool)
         for block in scores.blocks:
             rows = rows_of(block, n_rows)
-            scores.add([_entry(row, manifest[row].duration_s, rng) for row in rows])
-        del manifest
-    selection.select()
+            entries = [_entry(row, manifest[row].duration_s, rng) for row in rows]
+            vectors = rng.standard_normal((len(rows), width), np.float32)
+            scored = [k for k, entry in enumerate(entries) if not entry.reason and width]
+            scores.add(entries, {k: vectors[k] for k in scored})
+    return selection
 
 
 def _seconds(n: int) -> Iterator[float]:
@@ -235,4 +265,5 @@ def _entry(row: int, seconds: float, rng: np.random.Generator) -> Entry:
         text="one two three four five six",
         confidence=0.5,
         print=sound.hexdigest(),
+        file=row + 1,
     )

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_imputer.errors import AudioError
+from edge_imputer.files import write_atomically
 
 from ..data import ClipRecord, Manifest, read_clip
-from .fingerprint import RATE, Fingerprinter, KnownPrints, Print
+from ..data.journal import writing
+from .fingerprint import PRINT_BYTES, RATE, Fingerprinter, KnownPrints, Print
+from .places import KnownPlaces, file_number
 
 REASON = "in the training set"
-_APART_S = 0.05  # parts of a file that share less than that are apart
 
 
 class TrainedOn:
@@ -29,6 +28,9 @@ class TrainedOn:
         What was trained on, of all splits: a clip that is tested on is no better in a pool.
     progress
         Called with the clips done and the clips in all.
+    kept
+        A file of their fingerprints, which is written if it is not there: those in it are not
+        decoded again. Its name says of which manifests it is.
 
     Attributes
     ----------
@@ -40,63 +42,58 @@ class TrainedOn:
         self,
         manifests: Sequence[Manifest],
         progress: Callable[[int, int], None] | None = None,
+        kept: Path | None = None,
     ) -> None:
-        self.unreadable = 0
-        self._places = _Places((part.folder, record) for part in manifests for record in part)
+        total = sum(map(len, manifests))
+        heard = _read(kept, total)  # 0 s: not heard yet, or it could not be read
+        unheard = int((heard["seconds"] == 0).sum())
+        self._places = KnownPlaces()
         self._prints = KnownPrints()
         make = Fingerprinter()
-        done, total = 0, sum(map(len, manifests))
-        for part in manifests:
-            for record in part:
-                self._listen(part.folder, record, make)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-
-    def _listen(self, folder: Path, record: ClipRecord, make: Fingerprinter) -> None:
-        try:
-            waveform = read_clip(folder, record, RATE)
-        except AudioError:
-            self.unreadable += 1
-            return
-        self._prints.add(make(waveform), len(waveform) / RATE)
+        for done, (folder, record) in enumerate(((m.folder, r) for m in manifests for r in m), 1):
+            file = file_number(folder, record.audio)
+            self._places.add(file, record.offset_s, record.duration_s)
+            one = heard[done - 1]
+            if not one["seconds"]:
+                one["seconds"], one["print"] = _listen(folder, record, make)
+            if one["seconds"]:
+                self._prints.add(one["print"], float(one["seconds"]))
+            if progress is not None:
+                progress(done, total)
+        self.unreadable = int((heard["seconds"] == 0).sum())
+        if kept is not None and self.unreadable < unheard:
+            _write(kept, heard)
 
     def has_place(self, folder: Path, record: ClipRecord) -> bool:
         """Whether the clip's part of its file was trained on, or some of it was."""
-        return self._places.overlap(folder, record)
+        file = file_number(folder, record.audio)
+        return self._places.find(file, record.offset_s, record.duration_s) is not None
 
     def has_sound(self, print_: Print, seconds: float) -> bool:
         """Whether a recording of that fingerprint was trained on, be it from another file."""
         return self._prints.find(print_, seconds) is not None
 
 
-class _Places:
-    """Parts of files, sorted by file."""
-
-    def __init__(self, clips: Iterable[tuple[Path, ClipRecord]]) -> None:
-        files, starts, ends = array("Q"), array("f"), array("f")
-        for folder, record in clips:
-            files.append(_file_number(folder, record.audio))
-            starts.append(record.offset_s)
-            ends.append(record.offset_s + record.duration_s)
-        of_file = np.array(files, np.uint64)
-        order = np.argsort(of_file, kind="stable")
-        self._files: npt.NDArray[np.uint64] = of_file[order]
-        self._starts = np.array(starts, np.float32)[order]
-        self._ends = np.array(ends, np.float32)[order]
-
-    def overlap(self, folder: Path, record: ClipRecord) -> bool:
-        number = np.uint64(_file_number(folder, record.audio))
-        first = int(np.searchsorted(self._files, number, side="left"))
-        last = int(np.searchsorted(self._files, number, side="right"))
-        start, end = record.offset_s, record.offset_s + record.duration_s
-        shared = np.minimum(self._ends[first:last], end) - np.maximum(
-            self._starts[first:last], start
-        )
-        return bool((shared > min(_APART_S, record.duration_s / 2)).any())
+_HEARD = np.dtype([("seconds", "<f4"), ("print", np.uint8, PRINT_BYTES)])
 
 
-def _file_number(folder: Path, audio: str) -> int:
-    """64 bits that tell a file from the others, whatever links lead to it."""
-    path = os.path.realpath(folder / audio)
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "big")
+def _listen(folder: Path, record: ClipRecord, make: Fingerprinter) -> tuple[float, Print]:
+    """Seconds and fingerprint of a clip; 0 seconds of one that cannot be read."""
+    try:
+        waveform = read_clip(folder, record, RATE)
+    except (AudioError, OSError):
+        return 0.0, np.zeros(PRINT_BYTES, np.uint8)
+    return len(waveform) / RATE, make(waveform)
+
+
+def _read(kept: Path | None, n: int) -> npt.NDArray[np.void]:
+    """What is kept of so many clips, (N,) of `_HEARD`; zeros if that is nothing."""
+    data = kept.read_bytes() if kept is not None and kept.is_file() else b""
+    if len(data) != n * _HEARD.itemsize:
+        data = bytes(n * _HEARD.itemsize)
+    return np.frombuffer(bytearray(data), _HEARD)
+
+
+def _write(kept: Path, heard: npt.NDArray[np.void]) -> None:
+    with writing(kept):
+        write_atomically(kept, heard.tobytes())

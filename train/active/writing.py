@@ -84,7 +84,8 @@ class Outputs:
             yield {
                 **row,
                 "audio": self._path(row["audio"], home),
-                "clip": clip_id(row["audio"], row.get("offset_s", 0.0)),
+                "duration_s": entry.seconds,  # measured: a pool's 0 is "to the end of the file"
+                "clip": clip_id(row["audio"], row.get("offset_s", 0.0), row["duration_s"]),
                 "rank": rank,
                 "score": entry.score,
                 "per_second": entry.per_second,
@@ -134,7 +135,7 @@ class Outputs:
         return Listed(self.pool.folder, self.pool[entry.row], reason, why, entry, rank)
 
 
-def clip_id(audio: str, offset_s: float) -> str:
-    """What tells a clip from the others of its pool, wherever the audio is."""
-    name = f"{audio}\0{float(offset_s):.6f}"
+def clip_id(audio: str, offset_s: float, duration_s: float) -> str:
+    """What tells a clip from the others of its pool, by its row there, wherever the audio is."""
+    name = f"{audio}\0{float(offset_s):.6f}\0{float(duration_s):.6f}"
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()

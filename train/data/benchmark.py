@@ -278,9 +278,9 @@ def growth_mb(n_rows: int, n_updates: int = 2000) -> float:
         return (peak_bytes() - before) / 2**20
 
 
-def growth_apart(n_rows: int, module: str = __name__) -> float:
+def growth_apart(n_rows: int, module: str = __name__, *more: str) -> float:
     """A module's `growth_mb` in a process of its own, which nothing else has filled before."""
-    code = f"from {module} import growth_mb; print(growth_mb({n_rows}))"
+    code = f"from {module} import growth_mb; print(growth_mb{(n_rows, *more)})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise DataError(f"could not measure memory: {done.stderr.strip()[-500:]}")
