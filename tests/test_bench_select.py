@@ -11,7 +11,7 @@ from edge_imputer.cli.main import main
 from edge_imputer.cli.steps import corpus_folder
 from edge_imputer.train.active import selection_benchmark as benchmark
 from edge_imputer.train.active.selection_benchmark import (
-    BY_EMBEDDINGS,
+    BY_SCORE,
     DEFAULT,
     WITHOUT_NETWORK,
     Bench,
@@ -56,7 +56,7 @@ def test_the_command_prints_and_writes_the_figures(
     rows = [Row(DEFAULT, 6, "one core (CPU time)", 5.0, 9.0)]
     monkeypatch.setattr(benchmark, "Bench", lambda folder, digits: bench)
     monkeypatch.setattr(bench, "rows", lambda: rows)
-    grown = {(1_000_000,): 1.2345678, (1_000_000, "egl-diversity"): 2.0}
+    grown = {(1_000_000,): 1.2345678, (1_000_000, BY_SCORE): 2.0}
     monkeypatch.setattr(benchmark, "growth_apart", lambda *args: grown[args])
     monkeypatch.setattr(benchmark, "choosing_figures", lambda: {"choosing": 3.0})
     with pytest.raises(SystemExit) as stopped:
@@ -67,7 +67,7 @@ def test_the_command_prints_and_writes_the_figures(
     assert printed["bench"] == "select"
     assert printed["clips_per_s"] == 200.0
     assert printed["rss_growth_mb_1m_rows"] == 1.235
-    assert printed["rss_growth_mb_1m_rows, egl-diversity"] == 2.0
+    assert printed[f"rss_growth_mb_1m_rows, {BY_SCORE}"] == 2.0
     assert printed["choosing"] == 3.0
     assert printed["two_shards_same"] is True
     assert printed["rows"][0]["strategy"] == DEFAULT
@@ -88,13 +88,13 @@ print(growth_mb({n}, {strategy!r}))
 """
 
 
-@pytest.mark.parametrize("strategy", [DEFAULT, *BY_EMBEDDINGS])
+@pytest.mark.parametrize("strategy", [DEFAULT, BY_SCORE])
 def test_memory_is_measured_and_grows_with_the_rows(strategy: str) -> None:
     # 17 bytes a row of scores and 16 of the manifest beside them: 0.5 MB for 15,000 at least.
     assert 0.5 < float(run_python(GROWTH.format(n=15_000, strategy=strategy))) < 30
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [DEFAULT, *BY_EMBEDDINGS])
+@pytest.mark.parametrize("strategy", [DEFAULT, BY_SCORE])
 def test_a_million_rows_take_less_than_fifty_megabytes(strategy: str) -> None:
     assert float(run_python(GROWTH.format(n=1_000_000, strategy=strategy))) <= 50

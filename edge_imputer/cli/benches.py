@@ -314,9 +314,8 @@ def bench_select(bundle: Path | None) -> dict[str, Any]:
     )
     found = benchmark.figures(rows) | benchmark.choosing_figures()
     found |= {"rss_growth_mb_1m_rows": benchmark.growth_apart(1_000_000)}
-    for strategy in benchmark.BY_EMBEDDINGS:
-        grown = benchmark.growth_apart(1_000_000, strategy)
-        found[f"rss_growth_mb_1m_rows, {strategy}"] = grown
+    by_score = benchmark.growth_apart(1_000_000, benchmark.BY_SCORE)
+    found[f"rss_growth_mb_1m_rows, {benchmark.BY_SCORE}"] = by_score
     found = {key: float(f"{value:.4g}") for key, value in found.items()}
     table("Summary", ["figure", "value"], [*found.items(), ("two shards give one's", agree)])
     return {

@@ -58,7 +58,7 @@ def select(
             help="random, least-confidence, entropy, egl, egl-sampled, egl-bound, badge or "
             "egl-diversity."
         ),
-    ] = "egl-sampled",
+    ] = "egl-diversity",
     out: Annotated[
         Path, typer.Option(help="Manifest to write; all else goes to a folder of its name.")
     ] = Path("to_label.jsonl"),

@@ -63,7 +63,7 @@ class SelectionOptions:
     pool: Path
     out: Path
     budget_s: float
-    strategy: str = "egl-sampled"
+    strategy: str = "egl-diversity"
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     rules: JunkRules = field(default_factory=JunkRules)

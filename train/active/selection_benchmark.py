@@ -41,7 +41,7 @@ WORDS = (2, 5)
 SIZES = (64, 128, 256)  # clips
 CHOSEN_FROM = (10_000, 100_000)  # clips, of scores that are made up
 DEFAULT = SelectionOptions.strategy
-BY_EMBEDDINGS = ("egl-diversity",)  # whose memory is measured too; badge keeps the same
+BY_SCORE = "egl-sampled"  # whose memory is measured too: it keeps no embeddings
 WITHOUT_NETWORK = "read and looked at"
 
 
