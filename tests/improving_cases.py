@@ -8,6 +8,7 @@ import numpy as np
 import soundfile as sf
 
 from edge_imputer.train.data import ClipRecord, write_manifest
+from edge_imputer.train.improving import open_spotter
 from edge_imputer.train.recipe import Recipe, read_recipe
 from edge_imputer.train.trainer import read_corpus, train
 
@@ -89,8 +90,8 @@ def recipe(*settings: str) -> Recipe:
             "batches.shares={_unknown_=0.5}",
             "task.dropout=0.0",
             "optimizer.learning_rate=2e-2",
-            "run.updates=160",
-            "run.valid_every=80",
+            "run.updates=240",
+            "run.valid_every=120",
             "run.result=last",
             *settings,
         ],
@@ -133,6 +134,34 @@ def train_spotter(folder: Path, out: Path, *settings: str) -> Path:
     plan = recipe(*settings)
     data = read_corpus(folder, plan.data, RATE)
     return train(*data, plan, out, data_name=folder.name, progress=False)
+
+
+def train_mistaken_spotter(folder: Path, out: Path) -> Path:
+    """The same, that is wrong about the other two: mistakes to be mended.
+
+    What so short a training ends in depends on its seed, and with the same seed on how a processor
+    rounds: seeds are tried until one gives such a model.
+    """
+    for seed in range(8):
+        model = train_spotter(folder, out / f"seed-{seed}", f"run.seed={seed}")
+        if is_wrong_as_wanted(model):
+            for file in model.parent.iterdir():
+                file.rename(out / file.name)
+            return out / model.name
+    raise AssertionError("no seed gave a model that knows the keyword and takes a rise for it")
+
+
+def is_wrong_as_wanted(model: Path) -> bool:
+    """Whether a model hears the keyword and the confusing sound, and not the other voice."""
+    score = open_spotter(model).system.score
+    rng = np.random.default_rng(7)
+
+    def scores(name: str) -> list[float]:
+        clips = [np.pad(sound(name, rng), (0, RATE)) for _ in range(24)]
+        return [float(score(clip).max()) for clip in clips]
+
+    heard = min(*scores(KEYWORD), *scores(CONFUSING))
+    return heard > 0.95 and max(scores(OTHER_VOICE)) < 0.05
 
 
 def write_negatives(folder: Path, *, easy: int = 12, confusing: int = 5) -> Path:

@@ -33,7 +33,7 @@ from .improving_cases import (
     RATE,
     recipe,
     row,
-    train_spotter,
+    train_mistaken_spotter,
     write_clip,
     write_corpus,
     write_negatives,
@@ -43,7 +43,7 @@ from .improving_cases import (
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mining")
-    return train_spotter(write_corpus(folder / "tones"), folder / "run")
+    return train_mistaken_spotter(write_corpus(folder / "tones"), folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +223,8 @@ def test_mined_negatives_train_with_a_share_of_their_own(checkpoint, negatives, 
         "task.mean_pooled=0.0",
         "batches.shares={_unknown_=0.25, _hard_=0.25}",
         "optimizer.learning_rate=2e-3",
-        "run.updates=50",
-        "run.valid_every=50",
+        "run.updates=160",
+        "run.valid_every=160",
     )
     data = read_corpus(tmp_path / "both", plan.data, RATE)
     better = train(
