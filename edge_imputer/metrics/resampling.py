@@ -100,16 +100,7 @@ def paired_difference(
     difference = ours - theirs
     top, bottom = _in_blocks(difference, denominator, blocks)
     draws = _resampled_ratios(top, bottom, n_resamples, seed)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    value = float(top.sum() / bottom.sum())
-    beyond = min((draws <= 0).mean(), (draws >= 0).mean())
-    # No resample beyond zero does not make the chance nothing: one more would have been one.
-    # Nor do resamples of a few differences with one sign: each of them may be chance.
-    by_chance = 0.5 ** np.count_nonzero(top)
-    p_value = min(1.0, 2 * float(max(beyond, 1 / (len(draws) + 1), by_chance)))
-    return PairedDifference(
-        Interval(value=value, low=float(low), high=float(high), n=len(top)), p_value
-    )
+    return _judged(float(top.sum() / bottom.sum()), draws, top)
 
 
 def paired_change(
@@ -146,12 +137,19 @@ def paired_change(
         runs = rng.multinomial(n_runs, np.full(n_runs, 1 / n_runs))
         total = float(runs @ (theirs @ clips))
         draws[k] = float(runs @ (ours @ clips)) / max(total, 1.0) - 1
+    return _judged(float(ours.sum() / theirs.sum() - 1), draws, (ours - theirs).sum(0))
+
+
+def _judged(value: float, draws: Float64, differences: Float64) -> PairedDifference:
+    """What was measured with what its resamples say; `differences` of the units, (N,)."""
     low, high = np.quantile(draws, (0.025, 0.975))
     beyond = min((draws <= 0).mean(), (draws >= 0).mean())
-    by_chance = 0.5 ** np.count_nonzero((ours - theirs).sum(0))
-    p_value = min(1.0, 2 * float(max(beyond, 1 / (n_resamples + 1), by_chance)))
-    value = float(ours.sum() / theirs.sum() - 1)
-    return PairedDifference(Interval(value=value, low=float(low), high=float(high), n=n), p_value)
+    # No resample beyond zero does not make the chance nothing: one more would have been one.
+    # Nor do resamples of a few differences with one sign: each of them may be chance.
+    by_chance = 0.5 ** np.count_nonzero(differences)
+    p_value = min(1.0, 2 * float(max(beyond, 1 / (len(draws) + 1), by_chance)))
+    interval = Interval(value=value, low=float(low), high=float(high), n=len(differences))
+    return PairedDifference(interval, p_value)
 
 
 def _in_blocks(
